@@ -1,0 +1,45 @@
+# make install [ACCELERATOR=cuda|tpu] [PYTHON=python3.12]   into .venv, with the tested versions
+# make demo                                                 a residual network learns digits
+# make test | test-long | lint | clean
+
+PYTHON ?= python3
+VENV ?= .venv
+ACCELERATOR ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed-$(or $(ACCELERATOR),cpu)
+
+.PHONY: install demo test test-long lint clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: jaxhist needs Python 3.11 or newer; choose one with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    --constraint constraints.txt --editable '.[test$(if $(ACCELERATOR),$(comma)$(ACCELERATOR))]'
+	touch $@
+
+comma := ,
+
+demo: install
+	$(BIN)/python -m experiments.resnet train small
+	@echo
+	@echo 'Look at runs/resnet-small/curves.png, then try:'
+	@echo '  . $(BIN)/activate'
+	@echo '  python -m experiments.resnet train small --no-residual --depth 56 --run.workdir runs/plain'
+	@echo '  python -m experiments.resnet evaluate runs/resnet-small'
+	@echo '  python -m experiments.resnet describe cifar10'
+
+test: install
+	$(BIN)/python -m pytest -n 2 -q
+
+test-long: install
+	$(BIN)/python -m pytest -q -m long
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

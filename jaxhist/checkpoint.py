@@ -1,0 +1,233 @@
+"""Checkpoints that can be trusted. The only file that knows Orbax.
+
+    WORKDIR/checkpoints/STEP/            what Orbax wrote
+    WORKDIR/checkpoints/STEP/SHA256SUMS  written last: a checkpoint without it was never finished
+
+Orbax makes a save atomic, but does not notice a byte that changed later. So every file's SHA-256 is
+compared before a checkpoint is restored (by hand: `cd STEP && sha256sum -c SHA256SUMS`).
+"""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxhist import UserError
+from jaxhist.algorithm import State
+
+SUMS = "SHA256SUMS"
+
+# Every error of Orbax is raised again in `wait`; its log adds a screenful of tracebacks to each.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+class Progress(NamedTuple):
+    """What the loop remembers beside the state."""
+
+    best: float = -np.inf  # the best score so far
+    best_step: int = -1  # the step that had it; -1: no score yet
+    since: int = 0  # evaluations since then
+
+    def after(self, step: int, score: float) -> "Progress":
+        """Progress after one more evaluation. Neither a tie nor a NaN is an improvement."""
+        if score > self.best:
+            return Progress(score, step, 0)
+        return self._replace(since=self.since + 1)
+
+
+class Checkpoints:
+    """The last two checkpoints of a run and the best, saved while training goes on."""
+
+    def __init__(self, workdir: epath.PathLike):
+        self.folder = epath.Path(workdir) / "checkpoints"
+        self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._worker = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
+        self._saving = -1  # the step of the pending save
+        self._previous: set[int] = set()  # the newest checkpoint and the best one as of then
+
+    def steps(self) -> list[int]:
+        """The steps of the finished checkpoints, whole or damaged, newest first."""
+        if not self.folder.exists():
+            return []
+        names = (path.parent.name for path in self.folder.glob(f"*/{SUMS}"))
+        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+    def save(self, step: int, state: State, progress: Progress):
+        """Copy the state off the devices, and write it in the background.
+
+        Raises:
+          UserError: the save before this one failed (a full disk, say).
+        """
+        self.wait()
+        self._saving = step
+        self._check_space(state)
+        saved = {"state": state, "progress": jax.tree.map(np.asarray, progress._asdict())}
+        with self._failing_in_one_line():
+            self._orbax.save(self.folder / str(step), args=ocp.args.StandardSave(saved))
+        self._pending = self._worker.submit(self._finish, step, progress.best_step)
+
+    def _finish(self, step: int, best: int):
+        self._orbax.wait_until_finished()
+        folder = self.folder / str(step)
+        draft = self.folder / f"{step}.{SUMS}"
+        draft.write_text(_sums(folder))
+        draft.rename(folder / SUMS)
+        # The newest, the one before it, and the best as of either: should the newest be damaged,
+        # the run goes on from the other and still finds its best.
+        newest = {step, best} - {-1}
+        for old in set(self.steps()) - newest - self._previous:
+            (self.folder / str(old) / SUMS).unlink()
+            (self.folder / str(old)).rmtree()
+        self._previous = newest
+
+    def wait(self):
+        """Wait until the last save is on the disk.
+
+        Raises:
+          UserError: it failed.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            with self._failing_in_one_line():
+                pending.result()
+
+    def _check_space(self, state: State):
+        """Say it before half of a checkpoint is written, where the file system can tell."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        with contextlib.suppress(OSError):  # a bucket cannot tell
+            free = shutil.disk_usage(self.folder.parent).free
+            if free < needed:
+                raise self._failure(f"no space left on device ({needed:,} bytes, {free:,} free)")
+
+    def _failure(self, reason: str) -> UserError:
+        good = [step for step in self.steps() if step != self._saving]
+        return UserError(
+            f"checkpoint {self.folder / str(self._saving)} could not be saved: {reason}; the last "
+            f"good one is {good[0] if good else 'none'}; make room and run the same command again"
+        )
+
+    @contextlib.contextmanager
+    def _failing_in_one_line(self):
+        try:
+            yield
+        except (OSError, ValueError) as error:  # what Orbax makes of a full disk is a ValueError
+            full = "No space left" in str(error)
+            reason = "no space left on device" if full else " ".join(str(error).split())
+            raise self._failure(reason) from error
+
+    def clean(self) -> list[str]:
+        """Remove what a killed save left behind, and set damaged newest checkpoints aside.
+
+        Afterwards `steps()[0]` is whole. For the one process that trains.
+
+        Returns:
+          A line of warning for each damaged checkpoint.
+
+        Raises:
+          UserError: there are finished checkpoints, and all are damaged; nothing was touched.
+        """
+        if not self.folder.exists():
+            return []
+        for path in self.folder.iterdir():
+            unfinished = path.name.isdigit() and not (path / SUMS).exists()
+            if unfinished or "orbax-checkpoint-tmp" in path.name:
+                path.rmtree()
+            elif path.name.endswith(SUMS):
+                path.unlink()
+        damaged = {}
+        for step in self.steps():
+            if not (damage := self.damage(step)):
+                break
+            damaged[step] = damage
+        if damaged and len(damaged) == len(self.steps()):
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged (the newest: "
+                f"{damaged[max(damaged)]}); start again in another directory"
+            )
+        warnings = []
+        for step, damage in damaged.items():
+            folder, aside = self.folder / str(step), self.folder / f"{step}.damaged"
+            if aside.exists():
+                aside.rmtree()
+            folder.rename(aside)
+            warnings.append(f"checkpoint {folder} is damaged ({damage}); using the one before")
+        return warnings
+
+    def damage(self, step: int) -> str:
+        """What is wrong with a checkpoint, in a few words; empty if nothing is."""
+        folder = self.folder / str(step)
+        try:
+            stored = (folder / SUMS).read_bytes().decode(errors="replace")
+            actual = _sums(folder)
+        except OSError as error:
+            return str(error)
+        if stored == actual:
+            return ""
+        differing = set(stored.split("\n")) ^ set(actual.split("\n"))
+        files = sorted({line.split("  ")[-1] for line in differing})
+        return f"{', '.join(files[:2])} changed since it was saved"
+
+    def restore(self, step: int, like: State) -> tuple[State, Progress]:
+        """A checkpoint, laid out on the devices as `like`, a State of jax.ShapeDtypeStructs with
+        shardings: on as many devices as there are now, not as there were.
+
+        Raises:
+          UserError: it is damaged, or holds a state of another shape.
+        """
+        if damage := self.damage(step):
+            raise UserError(f"checkpoint {self.folder / str(step)} is damaged ({damage})")
+        folder = self.folder / str(step)
+        target = {"state": like, "progress": jax.tree.map(np.asarray, Progress()._asdict())}
+        there, here = _shapes(self._orbax.metadata(folder).item_metadata.tree), _shapes(target)
+        if there != here:
+            name = sorted(dict(there.items() ^ here.items()))[0]
+            raise UserError(
+                f"checkpoint {folder} is of another program: {name} is {there.get(name)} there, "
+                f"{here.get(name)} here"
+            )
+        saved = self._orbax.restore(folder, args=ocp.args.StandardRestore(target))
+        progress = {name: value.item() for name, value in saved["progress"].items()}
+        self._previous = {step, progress["best_step"]} - {-1}
+        return saved["state"], Progress(**progress)
+
+    def close(self):
+        """Wait for the last save and end the threads.
+
+        Raises:
+          UserError: the save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+            self._orbax.close()
+
+
+def _shapes(tree) -> dict[str, tuple]:
+    """Path in the tree -> shape and dtype."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (leaf.shape, np.dtype(leaf.dtype))
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _sums(folder: epath.Path) -> str:
+    """The lines of `sha256sum`, one per file below the folder, in order."""
+    files = {
+        str((parent / name).relative_to(folder)): parent / name
+        for parent, _, names in folder.walk()
+        for name in names
+    }
+    lines = []
+    for name in sorted(files.keys() - {SUMS}):
+        with files[name].open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)

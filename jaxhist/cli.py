@@ -1,0 +1,202 @@
+"""The command line that every experiment script has.
+
+    python -m experiments.NAME                            what it can do
+    python -m experiments.NAME train [PRESET] [OPTIONS]   train, or go on where a run stopped
+    python -m experiments.NAME evaluate DIR               measure a run's checkpoint, as JSON
+    python -m experiments.NAME describe [PRESET]          parameters, FLOPs, memory; no training
+
+Exit codes: 0 done; 1 an error, in one line; 2 a wrong command; 75 stopped by SIGTERM or SIGINT with
+everything saved: the same command goes on. A second signal ends the process at once.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from jaxhist import UserError, devices, flops, log
+from jaxhist.algorithm import keys
+from jaxhist.checkpoint import Checkpoints
+from jaxhist.train import Experiment, Interrupted, Run, train
+
+RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def main(build: Callable[[Any, Run], Experiment], presets: dict[str, Any]):
+    """Run the command in `sys.argv` for the script that defines `build`, and exit.
+
+    Args:
+      build: (config, run) -> Experiment. Reads no data before the experiment is asked for some.
+      presets: name -> config, all instances of one frozen dataclass; the first is the default.
+    """
+    script = _Script(Path(inspect.getfile(build)).stem, build, presets)
+    verbs = {"train": script.train, "evaluate": script.evaluate, "describe": script.describe}
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    try:
+        if verb in ("-h", "--help"):
+            print(script.help(inspect.getmodule(build).__doc__))
+            sys.exit(0)
+        if verb not in verbs:
+            raise _UsageError(f"no command {verb!r}; there are {', '.join(verbs)}")
+        sys.exit(verbs[verb](arguments))
+    except (UserError, _UsageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, _UsageError) else 1)
+
+
+class _UsageError(Exception):
+    """The command itself is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Script:
+    name: str
+    build: Callable[[Any, Run], Experiment]
+    presets: dict[str, Any]
+
+    def train(self, arguments: list[str]) -> int:
+        config, run = self._parse(arguments)
+        identity = {"experiment": self.name, "config": dataclasses.asdict(config)}
+        with _interruptions() as interrupted:
+            try:
+                train(self.build(config, run), run, identity, interrupted)
+            except Interrupted:
+                print(
+                    f"stopped and saved in {run.workdir}; the same command goes on", file=sys.stderr
+                )
+                return RESUME_ME
+        print(f"curves    {Path(run.workdir) / 'curves.png'}")
+        return 0
+
+    def evaluate(self, arguments: list[str]) -> int:
+        if len(arguments) != 1 or arguments[0].startswith("-"):
+            raise _UsageError(f"python -m experiments.{self.name} evaluate DIR")
+        (workdir,) = arguments
+        header = log.read(workdir)[0]
+        if header["experiment"] != self.name:
+            raise UserError(f"{workdir} holds a run of {header['experiment']}, not of {self.name}")
+        run = Run(workdir=workdir, seed=header["seed"])
+        experiment = self.build(self._config(header["config"]), run)
+        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+            steps = checkpoints.steps()
+            if not steps:
+                raise UserError(f"no checkpoint in {workdir} yet")
+            shapes = jax.eval_shape(experiment.init, keys(0).init)
+            layout = devices.layout(devices.mesh(), shapes)
+            state, progress = checkpoints.restore(steps[0], layout)
+            if progress.best_step not in (-1, steps[0]):
+                state, _ = checkpoints.restore(progress.best_step, layout)
+        measured = {"evaluate": experiment.evaluate(state), "test": experiment.test(state)}
+        print(json.dumps({"step": int(state.step), **measured}))
+        return 0
+
+    def describe(self, arguments: list[str]) -> int:
+        config, run = self._parse(arguments)
+        experiment = self.build(config, run)
+        key = keys(0)
+        state = jax.eval_shape(experiment.init, key.init)
+        jaxpr = jax.make_jaxpr(experiment.step)(state, experiment.batch, key.step)
+        print(f"{self.name}  {_fields(config)}")
+        print(f"parameters      {_count(state.params):,}")
+        print(f"FLOPs per step  {flops.count(jaxpr.jaxpr):,}, two to a multiply-add")
+        for name in ("params", "opt_state", "extra"):
+            print(f"memory          {_bytes(getattr(state, name)):>14,} bytes  {name}")
+        print(f"memory          {_bytes(experiment.batch):>14,} bytes  a batch")
+        return 0
+
+    def help(self, header: str) -> str:
+        presets = [f"  {name:10} {_fields(config)}" for name, config in self.presets.items()]
+        commands = __doc__.split("\n\n")[1].replace("NAME", self.name)
+        return "\n".join(
+            [
+                header.strip(),
+                "\nPresets:",
+                *presets,
+                "\nCommands:",
+                commands,
+                f"    python -m experiments.{self.name} train [PRESET] --help     all options",
+            ]
+        )
+
+    def _parse(self, arguments: list[str]) -> tuple[Any, Run]:
+        """[PRESET] [--field value ...] [--run.field value ...]"""
+        preset = next(iter(self.presets))
+        if arguments and not arguments[0].startswith("-"):
+            preset, *arguments = arguments
+        if preset not in self.presets:
+            raise _UsageError(f"no preset {preset!r}; there are {', '.join(self.presets)}")
+        config = self.presets[preset]
+        run = Run(workdir=f"runs/{self.name}-{preset}")
+        both = dataclasses.make_dataclass(
+            "both",
+            [("config", tyro.conf.OmitArgPrefixes[type(config)], config), ("run", Run, run)],
+            frozen=True,
+        )
+        program = f"python -m experiments.{self.name} COMMAND {preset}"
+        chosen = tyro.cli(both, prog=program, args=arguments, description="")
+        return chosen.config, chosen.run
+
+    def _config(self, saved: dict) -> Any:
+        kind = type(next(iter(self.presets.values())))
+        try:
+            return kind(**saved)
+        except TypeError as error:
+            raise UserError(
+                f"the run was made by another version of {self.name}: {error}"
+            ) from error
+
+
+def _fields(config: Any) -> str:
+    return "  ".join(f"{name}={value}" for name, value in dataclasses.asdict(config).items())
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Watch for SIGTERM and SIGINT; yields what tells whether one came.
+
+    A thread reads them from a pipe into which Python's own handler writes: it hears the second
+    signal also while the main thread compiles, when handlers written in Python have to wait.
+    """
+    asked = threading.Event()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def listen():
+        for number in iter(lambda: os.read(read, 1), b""):
+            if asked.is_set():
+                os._exit(128 + number[0])
+            asked.set()
+            name = signal.Signals(number[0]).name
+            print(
+                f"{name}: finishing the step, then saving; once more to leave at once",
+                file=sys.stderr,
+            )
+
+    threading.Thread(target=listen, daemon=True).start()
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    handlers = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(write)

@@ -1,0 +1,159 @@
+"""Labelled images of one size: scikit-learn's digits, or any TFDS set with `image` and `label`."""
+
+import functools
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from rich.progress import track
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from jaxhist import UserError
+from jaxhist.log import failing_in_one_line
+
+Split = dict[str, np.ndarray]  # image [N, H, W, C] uint8, label [N] int32
+
+
+class Images(NamedTuple):
+    """A data set. What is known without reading it, and how to read it."""
+
+    shape: tuple[int, int, int]  # H, W, C
+    classes: int
+    load: Callable[[], dict[str, Split]]  # train, validation, test; read once and kept
+
+
+def split_off(split: Split, size: int) -> tuple[Split, Split]:
+    """A split without `size` examples, and these; stratified by label, always the same ones."""
+    rest, chosen = train_test_split(
+        np.arange(len(split["label"])), test_size=size, stratify=split["label"], random_state=0
+    )
+    return tuple({name: array[index] for name, array in split.items()} for index in (rest, chosen))
+
+
+def digits() -> Images:
+    """1,797 handwritten digits of 8x8 pixels that come with scikit-learn; 360 of them to test."""
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        bunch = load_digits()
+        image = (bunch.images[..., None] * 15).astype(np.uint8)  # from 0..16
+        both = {"image": image, "label": bunch.target.astype(np.int32)}
+        both, test = split_off(both, 360)
+        train, validation = split_off(both, 180)
+        return {"train": train, "validation": validation, "test": test}
+
+    return Images((8, 8, 1), 10, load)
+
+
+def from_tfds(name: str, validation: int) -> Images:
+    """A TFDS data set, read without TensorFlow from $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Args:
+      name: such as "mnist", "cifar10", or "cifar10:3.0.2". It must have the splits train and test.
+      validation: how many training examples to hold out.
+
+    Raises:
+      UserError: it is not there, or not made of labelled images of one size.
+    """
+    builder = _builder(name)
+    features = builder.info.features
+    if not {"image", "label"} <= features.keys():
+        raise UserError(f"data set {name!r} has no image and label; it has {', '.join(features)}")
+    shape = features["image"].shape
+    if None in shape:
+        raise UserError(
+            f"the images of data set {name!r} differ in size ({shape}); one size is needed"
+        )
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        train, held_out = split_off(_decoded(builder, "train"), validation)
+        return {"train": train, "validation": held_out, "test": _decoded(builder, "test")}
+
+    return Images(shape, features["label"].num_classes, load)
+
+
+def _builder(name: str) -> tfds.core.DatasetBuilder:
+    """The data set's description: from its directory, or, if it is not there, from TFDS's code."""
+    try:
+        return tfds.builder(name)
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
+        raise _missing(name) from error
+
+
+def _missing(name: str) -> UserError:
+    return UserError(
+        f"data set {name!r} is not in {tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR to where "
+        f"it lies, or prepare it: python -m jaxhist.data.prepare {name}"
+    )
+
+
+def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
+    """A split in memory. Decoded once, then kept in ~/.cache/jaxhist (or $XDG_CACHE_HOME)."""
+    name = builder.info.full_name
+    if not builder.is_prepared():
+        raise _missing(builder.name)
+    if split not in builder.info.splits:
+        raise UserError(
+            f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}"
+        )
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxhist"
+    path = cache / f"{name.replace('/', '-')}-{split}-{_checksum(builder.data_path)[:16]}.npz"
+    if not path.exists():
+        try:
+            source = builder.as_data_source(split)
+        except NotImplementedError as error:  # of another file format than ArrayRecord
+            raise UserError(
+                f"data set {name!r} is stored as {builder.info.file_format.name}, which cannot be "
+                f"read at random; prepare it again: python -m jaxhist.data.prepare {builder.name}"
+            ) from error
+        image = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
+        label = np.empty(len(source), np.int32)
+        for i in track(range(len(source)), f"decoding {name} {split}, once", transient=True):
+            example = source[i]
+            image[i], label[i] = example["image"], example["label"]
+        with failing_in_one_line(epath.Path(cache)):
+            cache.mkdir(parents=True, exist_ok=True)
+            draft = path.with_suffix(f".{os.getpid()}")
+            with draft.open("wb") as file:
+                np.savez(file, image=image, label=label)
+            draft.rename(path)
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"the cache {path} is damaged ({error}); remove it") from error
+
+
+def _checksum(folder: epath.Path) -> str:
+    """Of the contents of the files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def random_crop(image: jax.Array, key: jax.Array, pad: int) -> jax.Array:
+    """Pad with zeros on all sides, crop back to size at random. [B, H, W, C] -> the same."""
+    batch, height, width, _ = image.shape
+    padded = jnp.pad(image, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    top, left = jax.random.randint(key, (2, batch, 1, 1), 0, 2 * pad + 1)
+    rows = top + jnp.arange(height)[None, :, None]  # [B, H, 1]
+    columns = left + jnp.arange(width)[None, None, :]  # [B, 1, W]
+    return padded[jnp.arange(batch)[:, None, None], rows, columns]
+
+
+def random_mirror(image: jax.Array, key: jax.Array) -> jax.Array:
+    """Each image or, with probability 1/2, its mirror image. [B, H, W, C] -> the same."""
+    mirrored = jax.random.bernoulli(key, shape=(len(image), 1, 1, 1))
+    return jnp.where(mirrored, image[:, :, ::-1], image)

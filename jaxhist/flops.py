@@ -1,0 +1,57 @@
+"""Model FLOPs: what a program multiplies and adds, counted from its jaxpr.
+
+Only products of matrices and convolutions count, at two FLOPs per multiply-add; the compiler's own
+count leaves out the repetitions of a scan and counts what it has rewritten.
+"""
+
+import math
+
+from jax.extend import core
+
+
+def count(jaxpr: core.Jaxpr) -> int:
+    """The FLOPs of one run of a jaxpr, such as `jax.make_jaxpr(f)(...).jaxpr`.
+
+    The body of a `scan` counts once per iteration, that of a `while_loop` once (its length is not
+    known), and of a `cond` the dearest branch.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            total += _dot(equation)
+        elif name == "conv_general_dilated":
+            total += _convolution(equation)
+        elif name == "scan":
+            total += params["length"] * count(params["jaxpr"].jaxpr)
+        elif name == "cond":
+            total += max(count(branch.jaxpr) for branch in params["branches"])
+        else:
+            total += sum(count(inner) for value in params.values() for inner in _jaxprs(value))
+    return total
+
+
+def _jaxprs(value):
+    """The jaxprs inside a parameter of an equation."""
+    if isinstance(value, core.ClosedJaxpr):
+        yield value.jaxpr
+    elif isinstance(value, core.Jaxpr):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _jaxprs(item)
+
+
+def _dot(equation) -> int:
+    left = equation.invars[0].aval.shape
+    contracted = equation.params["dimension_numbers"][0][0]
+    return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation) -> int:
+    kernel = equation.invars[1].aval
+    output_channels = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+    products = equation.outvars[0].aval.size * (kernel.size // output_channels)
+    # A gradient with respect to the input of a strided convolution spreads its input with zeros:
+    # they are not multiplied.
+    return 2 * products // math.prod(equation.params["lhs_dilation"])

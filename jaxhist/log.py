@@ -1,0 +1,300 @@
+"""What a run tells: `log.jsonl`, TensorBoard events, a progress bar or plain lines, pictures.
+
+The first line of `log.jsonl` is the header: the experiment, its whole configuration, and every
+start of the run (step, time, devices, versions). Every other line is one step of one phase,
+"train", "evaluate" or "test":
+
+    {"step": 20, "phase": "train", "loss": 0.41, "accuracy": 0.9, "speed": {"examples/s": 5120.0}}
+
+All but `speed` is a function of the configuration and the seed: the lines of a run that was killed
+and resumed are those of one that was not.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from jaxhist import UserError
+from jaxhist.finite import NEVER, NonFinite
+
+FILE = "log.jsonl"
+fetch = jax.device_get  # the one place where training waits for a device
+
+
+def read(workdir: epath.PathLike) -> list[dict]:
+    """The header and the lines of a run's log, without a last line that a kill has torn.
+
+    Raises:
+      UserError: there is no log, or it has no header.
+    """
+    path = epath.Path(workdir) / FILE
+    if not path.exists():
+        raise UserError(f"no run in {workdir}: {path} does not exist")
+    lines = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            lines.append(json.loads(line) if line.endswith("\n") else None)
+        except ValueError:
+            lines.append(None)
+    if None in lines:
+        lines = lines[: lines.index(None)]
+    if not lines or "config" not in lines[0]:
+        raise UserError(f"{path} has no header: it is not the log of a run")
+    return lines
+
+
+@contextlib.contextmanager
+def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
+    """Make a directory this process's own, to begin a run in it or to go on with the one there.
+
+    Args:
+      workdir: made if it is not there.
+      identity: what must be the same for a run to go on; the values of the header's first fields.
+
+    Yields:
+      The earlier starts of the run there, [] if there is none.
+
+    Raises:
+      UserError: it holds another run (the text says what differs), or another process trains there.
+    """
+    workdir = epath.Path(workdir)
+    with failing_in_one_line(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        starts = []
+        if (workdir / FILE).exists():
+            header = read(workdir)[0]
+            starts = header.pop("starts")
+            if differing := _differences(header, json.loads(json.dumps(identity))):
+                raise UserError(
+                    f"{workdir} holds another run ({differing}); choose another directory "
+                    "with --run.workdir, or remove it"
+                )
+        yield starts
+    except BlockingIOError:
+        raise UserError(f"another process is training in {workdir}") from None
+    finally:
+        os.close(handle)
+
+
+def _differences(there: dict, here: dict) -> str:
+    """Such as `depth is 20 there, 56 here`."""
+    texts = []
+    for name in there.keys() | here.keys():
+        a, b = there.get(name), here.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            texts.append(_differences(a, b))
+        elif a != b:
+            texts.append(f"{name} is {a!r} there, {b!r} here")
+    return "; ".join(sorted(filter(None, texts)))
+
+
+@contextlib.contextmanager
+def failing_in_one_line(workdir: epath.PathLike) -> Iterator[None]:
+    """Turn the errors of writing a file into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{workdir} cannot be written: {(error.strerror or str(error)).lower()}; "
+            "make room or choose another directory, and run the same command again"
+        ) from error
+
+
+class Log:
+    """The log of one run, open for writing, and its clock.
+
+    Every method that writes raises UserError where the disk is full or not writable.
+    """
+
+    def __init__(
+        self, workdir, header: dict, start: int, steps: int, flops: int, peak: float | None
+    ):
+        """Keep what the log holds of the first `start` steps, and cut the rest.
+
+        Args:
+          workdir: the run's directory.
+          header: the first line.
+          start: the step from which the run goes on; 0 for a new run.
+          steps: of the whole run, for the time left.
+          flops: of one step.
+          peak: FLOP/s of the devices; None if not known.
+        """
+        self._workdir = epath.Path(workdir)
+        self._steps, self._flops, self._peak = steps, flops, peak
+        self._pending: tuple[int, dict] | None = None
+        with failing_in_one_line(self._workdir):
+            kept = read(workdir)[1:] if start else []
+            kept = [line for line in kept if line["step"] <= start and line["phase"] != "test"]
+            draft = self._workdir / f"{FILE}.draft"
+            draft.write_text("".join(json.dumps(line) + "\n" for line in [header, *kept]))
+            draft.replace(self._workdir / FILE)
+            self._file = (self._workdir / FILE).open("a")
+            (self._workdir / "tensorboard").mkdir(exist_ok=True)
+            self._events = EventsWriter(str(self._workdir / "tensorboard" / "events"))
+            # TensorBoard drops what a killed run wrote of the steps that now come again.
+            log = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(wall_time=time.time(), step=start + 1, session_log=log))
+        console = Console(highlight=False)
+        self._bar = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=start, text="")
+        self._bar.start()
+        self._last_said = 0.0
+        self._measured_to = start
+        self._began, self._waited, self._paused = time.monotonic(), 0.0, 0.0
+
+    @contextlib.contextmanager
+    def fetching(self, running: jax.Array) -> Iterator[None]:
+        """Getting a batch while the devices compute `running`. If they are done before the batch is
+        there, the time spent counts as waiting for input."""
+        begin = time.monotonic()
+        yield
+        if running.is_ready():
+            self._waited += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def pausing(self, what: str) -> Iterator[None]:
+        """Time spent here, evaluating or saving, does not count as training."""
+        begin = time.monotonic()
+        self._bar.update(self._task, text=what)
+        yield
+        self._paused += time.monotonic() - begin
+
+    @contextlib.contextmanager
+    def profiling(self, step: int, steps: int) -> Iterator[None]:
+        """Record the first `steps` steps, counted from 0, for TensorBoard's profiler."""
+        if steps and step == 0:
+            jax.profiler.start_trace(self._workdir / "profile")
+        yield
+        if steps and step == steps - 1:
+            jax.profiler.stop_trace()
+
+    def train(self, step: int, metrics: dict[str, jax.Array]):
+        """Take the metrics of a step that may still be running, and log those of the last call.
+
+        So the devices have work while the host waits. `count/NAME` becomes the rate NAME/s; a
+        `nonfinite` other than NEVER is the first step whose loss was not finite.
+
+        Raises:
+          NonFinite: there was one.
+        """
+        self.flush()
+        self._pending = step, metrics
+
+    def flush(self):
+        """Wait for the metrics of the last call of `train`, and log them."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        metrics = fetch(metrics)
+        if (first := int(metrics.pop("nonfinite"))) != NEVER:
+            raise NonFinite(first)
+        steps, self._measured_to = step - self._measured_to, step
+        elapsed = max(time.monotonic() - self._began - self._paused, 1e-9)
+        speed = {"seconds/step": elapsed / steps, "waiting": self._waited / elapsed}
+        self._began, self._waited, self._paused = time.monotonic(), 0.0, 0.0
+        for name in [name for name in metrics if name.startswith("count/")]:
+            speed[f"{name.removeprefix('count/')}/s"] = float(metrics.pop(name)) * steps / elapsed
+        speed["FLOP/s"] = self._flops * steps / elapsed
+        if self._peak:
+            speed["utilization"] = speed["FLOP/s"] / self._peak
+        self.write("train", step, metrics, speed)
+
+    def write(
+        self, phase: str, step: int, metrics: dict[str, Any], speed: dict[str, float] | None = None
+    ):
+        """Write one line and its events, and show it; a uint8 array [H, W, C] becomes a PNG."""
+        speed = speed or {}
+        pictures = {name: value for name, value in metrics.items() if np.ndim(value)}
+        names = sorted(
+            metrics.keys() - pictures.keys(), key=lambda name: ("loss" not in name, name)
+        )
+        scalars = {name: _json(metrics[name]) for name in names}
+        line = {"step": step, "phase": phase, **scalars, **({"speed": speed} if speed else {})}
+        with failing_in_one_line(self._workdir):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in (scalars | speed).items():
+                if value is not None:
+                    event = Event(wall_time=time.time(), step=step)
+                    event.summary.CopyFrom(scalar(f"{phase}/{name}", value))
+                    self._events.write_event(event)
+            self._events.flush()
+            for name, value in pictures.items():
+                with (self._workdir / f"{name}.png").open("wb") as file:
+                    Image.fromarray(np.asarray(value)).save(file, format="png")
+        text = "  ".join(f"{name} {_short(value)}" for name, value in scalars.items())
+        if phase == "train":
+            text = "  ".join([text, *(f"{name} {_short(value)}" for name, value in speed.items())])
+            self._bar.update(self._task, completed=step, text=text)
+        if phase != "train" or (self._bar.disable and time.monotonic() - self._last_said > 1):
+            left = speed and _clock(speed["seconds/step"] * (self._steps - step)) + " left"
+            at = f"step {step:{len(str(self._steps))}}/{self._steps}"
+            self.say(f"{phase:8}  {at}  {text}  {left or ''}")
+
+    def say(self, text: str):
+        """A line for the person who watches."""
+        self._last_said = time.monotonic()
+        self._bar.console.print(text.rstrip(), soft_wrap=True)
+
+    def close(self):
+        """Leave the terminal in order. What was written is flushed: nothing is lost here."""
+        self._bar.stop()
+        with contextlib.suppress(OSError):  # the full disk that ended the run
+            self._file.close()
+            self._events.close()
+
+
+def write_arrays(path: epath.Path, tree: Any):
+    """Write a pytree of arrays as an npz, each under its path in the tree."""
+    leaves = jax.tree.leaves_with_path(tree)
+    with failing_in_one_line(path.parent), path.open("wb") as file:
+        np.savez(
+            file, **{jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in leaves}
+        )
+
+
+def _json(value) -> float | int | None:
+    """A number as JSON has it: neither NaN nor infinity."""
+    value = np.asarray(value).item()
+    return value if math.isfinite(value) else None
+
+
+def _short(value: float | None) -> str:
+    """Four digits: 0.01234, 56.78, 3.2k, 41.5G."""
+    if value is None:
+        return "nan"
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / min(size, 1e3 if unit == 'k' else size):.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

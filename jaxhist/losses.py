@@ -1,0 +1,68 @@
+"""Losses: pure functions of outputs and targets, one value per example, none averaged.
+
+Maximum likelihood gives all of them: the squared error is a Gaussian's negative log-likelihood of
+fixed variance (up to a constant), each cross-entropy that of its distribution. Logits are used as
+they are: no probability is formed and then logged, so a confident mistake stays finite.
+All compute in float32 at least, whatever the dtype of the model.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """At least float32: half precision is for the model's products, not for its loss."""
+    return jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+
+def _over_features(x: jax.Array, reduce) -> jax.Array:
+    """[B, ...] -> [B]."""
+    return reduce(x, axis=tuple(range(1, x.ndim)))
+
+
+def mean_squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
+    """mean_i (y_i - f_i)^2, the mean over the features of an example. [B, ...], [B, ...] -> [B]"""
+    _same_shape(prediction, target)
+    return _over_features((_wide(target) - _wide(prediction)) ** 2, jnp.mean)
+
+
+def categorical_cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """-log softmax(z)_y = logsumexp(z) - z_y. [..., K], integers [...] -> [...]"""
+    if logits.shape[:-1] != label.shape:
+        raise ValueError(
+            f"logits {logits.shape} want labels {logits.shape[:-1]}, not {label.shape}"
+        )
+    logits = _wide(logits)
+    chosen = jnp.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def bernoulli_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """sum_i -y_i log s(z_i) - (1 - y_i) log(1 - s(z_i)), y in [0, 1]. [B, ...], [B, ...] -> [B]
+
+    Written max(z, 0) - z y + log(1 + exp(-|z|)), which neither overflows nor loses the tail.
+    """
+    _same_shape(logits, target)
+    z, y = _wide(logits), _wide(target)
+    values = jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))
+    return _over_features(values, jnp.sum)
+
+
+def gaussian_negative_log_likelihood(
+    mean: jax.Array, log_variance: jax.Array, target: jax.Array
+) -> jax.Array:
+    """sum_i ((y_i - m_i)^2 / v_i + log v_i + log 2 pi) / 2. [B, ...] x 3 -> [B]
+
+    Of a Gaussian with diagonal covariance, in nats. `log_variance` has the shape of `mean`.
+    """
+    _same_shape(mean, target)
+    _same_shape(mean, log_variance)
+    m, s, y = _wide(mean), _wide(log_variance), _wide(target)
+    values = ((y - m) ** 2 * jnp.exp(-s) + s + jnp.log(2 * jnp.pi)) / 2
+    return _over_features(values, jnp.sum)
+
+
+def _same_shape(a: jax.Array, b: jax.Array):
+    """Broadcasting [B, 1] against [B] gives [B, B] and a loss that looks fine; refuse it."""
+    if a.shape != b.shape:
+        raise ValueError(f"shapes {a.shape} and {b.shape} differ")

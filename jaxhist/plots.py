@@ -1,0 +1,36 @@
+"""Pictures: what a run or a claim shows, as PNG."""
+
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+
+
+def curves(lines: list[dict], path: epath.PathLike):
+    """The curves of a run from its log (`log.read`): a panel for each metric, a line per phase."""
+    header, *lines = lines
+    series: dict[str, dict[str, list]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "phase", "speed") and value is not None:
+                points = series.setdefault(name, {}).setdefault(line["phase"], [])
+                points.append((line["step"], value))
+    figure = Figure(figsize=(5.5 * len(series), 4), layout="constrained")
+    styles = {
+        "train": {"color": "tab:gray", "linewidth": 0.8},
+        "evaluate": {"color": "tab:blue", "marker": "o", "markersize": 3},
+        "test": {"color": "tab:red", "marker": "*", "markersize": 13, "linestyle": "none"},
+    }
+    panels = figure.subplots(1, len(series), squeeze=False)[0]
+    for axes, (name, phases) in zip(panels, series.items(), strict=True):
+        for phase, points in phases.items():
+            label = phase if phase != "test" else f"test {points[-1][1]:.4g}"
+            axes.plot(*np.transpose(points), label=label, **styles[phase])
+        if "loss" in name and min(value for points in phases.values() for _, value in points) > 0:
+            axes.set_yscale("log")
+        axes.set(title=name, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    config = "  ".join(f"{name}={value}" for name, value in header["config"].items())
+    figure.suptitle(f"{header['experiment']}   {config}", fontsize=8)
+    with epath.Path(path).open("wb") as file:
+        figure.savefig(file, format="png", dpi=110)

@@ -1,0 +1,165 @@
+"""The loop. It knows no model, no loss and no optimizer: only an Experiment."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxhist import UserError, devices, finite, flops, log, plots
+from jaxhist.algorithm import Batch, Key, Metrics, State, keys
+from jaxhist.checkpoint import Checkpoints, Progress
+
+
+class Experiment(NamedTuple):
+    """What to learn."""
+
+    data: Callable[[int, State], Batch]  # (step, state) -> batch, a function of the step
+    batch: Batch  # its shapes and dtypes as jax.ShapeDtypeStructs, known without the data
+    init: Callable[[Key], State]
+    step: Callable[[State, Batch, Key], tuple[State, Metrics]]  # metrics: `loss...`, `count/...`
+    evaluate: Callable[[State], dict[str, Any]]  # on validation data: scalars, uint8 pictures
+    test: Callable[[State], dict[str, Any]]  # on test data: asked once, at the end
+    steps: int
+    evaluate_every: int
+    score: str = ""  # the metric of evaluate, the more the better, that chooses the best checkpoint
+    patience: int = 0  # evaluations without a better score before stopping; 0 never stops
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to run it. Nothing here, but the seed, changes what is learned."""
+
+    workdir: str = ""  # where the run lives, runs/NAME-PRESET if not given
+    seed: int = 0  # of the initialisation, the order of the data and all noise
+    log_every: int = 20  # steps from one line of the log to the next
+    save_every: int = 200  # steps from one checkpoint to the next
+    devices: int = 0  # how many devices to use, 0 for all
+    profile: int = 0  # steps to record for TensorBoard's profiler, after the first ten
+
+
+class Interrupted(Exception):
+    """Asked to stop: everything is saved, and the same call goes on from there."""
+
+
+def train(
+    experiment: Experiment,
+    run: Run,
+    identity: dict[str, Any],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train, from the newest checkpoint in `run.workdir` if there is one, to the end.
+
+    Args:
+      experiment: what to learn.
+      run: how to run it.
+      identity: what must be the same for a run to go on, such as its name and configuration.
+      interrupted: asked after each step; where it says True, the state is saved and the run ends.
+
+    Returns:
+      The metrics of the test, at the best checkpoint where there is a score, else at the last.
+
+    Raises:
+      UserError: one line on what is wrong. What was saved is still there.
+      Interrupted: after the save.
+    """
+    mesh = devices.mesh(run.devices)
+    devices.check_divides(mesh, experiment.batch)
+    _check_positive(experiment, "steps", "evaluate_every")
+    _check_positive(run, "log_every", "save_every")
+    key = keys(run.seed)
+    workdir = epath.Path(run.workdir)
+    identity = {**identity, "seed": run.seed}
+    with contextlib.ExitStack() as stack:
+        # 1. Nobody else trains here, and what is here is this run.
+        starts = stack.enter_context(log.claim(workdir, identity))
+
+        # 2. The newest whole checkpoint, or a new state.
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
+        for warning in checkpoints.clean():
+            print(f"warning: {warning}", file=sys.stderr)
+        layout = devices.layout(mesh, jax.eval_shape(experiment.init, key.init))
+        if saved := checkpoints.steps():
+            state, progress = checkpoints.restore(saved[0], layout)
+        else:
+            init = jax.jit(experiment.init, out_shardings=devices.whole(mesh))
+            state, progress = init(key.init), Progress()
+        start = step = int(state.step)
+
+        # 3. The step, compiled once: what is compiled takes no other shapes.
+        nonfinite = jax.device_put(np.int32(finite.NEVER), devices.whole(mesh))
+        batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
+        update = finite.watched(experiment.step, key.step)
+        traced = jax.jit(update, donate_argnums=0, out_shardings=devices.whole(mesh)).trace(
+            state, batch, nonfinite
+        )
+        print(f"compiling for {devices.describe(mesh)}", flush=True)
+        update = traced.lower().compile()
+
+        # 4. The log, cut back to the checkpoint.
+        here = {"step": start, "time": time.strftime("%F %T%z"), **devices.machine(mesh)}
+        header = {**identity, "starts": [*starts, here]}
+        cost = flops.count(traced.jaxpr.jaxpr)
+        history = log.Log(workdir, header, start, experiment.steps, cost, devices.peak_flops(mesh))
+        stack.callback(history.close)
+
+        # 5. The loop. It waits for the devices to evaluate, to save, and one interval late to log.
+        def over() -> bool:
+            return step >= experiment.steps or 0 < experiment.patience <= progress.since
+
+        stopping = interrupted()
+        try:
+            while not over() and not stopping:
+                with history.fetching(nonfinite):
+                    batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
+                with history.profiling(step - start - 10, run.profile):
+                    state, metrics = update(state, batch, nonfinite)
+                nonfinite = metrics["nonfinite"]
+                step += 1
+                stopping = interrupted()
+                evaluating = step % experiment.evaluate_every == 0 or step == experiment.steps
+                saving = stopping or step % run.save_every == 0
+                if step % run.log_every == 0:
+                    history.train(step, metrics)
+                if evaluating or saving:
+                    history.flush()
+                    finite.check(step - 1, state, nonfinite)
+                if evaluating:
+                    with history.pausing("evaluating"):
+                        scores = experiment.evaluate(state)
+                    history.write("evaluate", step, scores)
+                    if experiment.score:
+                        progress = progress.after(step, scores[experiment.score])
+                if saving or over() or progress.best_step == step:
+                    with history.pausing("saving"):
+                        checkpoints.save(step, state, progress)
+            checkpoints.wait()
+        except finite.NonFinite as error:
+            checkpoints.wait()
+            file = workdir / f"batch-{error.step}.npz"
+            log.write_arrays(file, experiment.data(error.step, state))
+            raise UserError(
+                f"{error}; its batch is in {file}, the last good checkpoint is "
+                f"{next(iter(checkpoints.steps()), 'none')}; try a lower learning rate elsewhere"
+            ) from error
+        if stopping and not over():
+            raise Interrupted
+
+        # 6. The test, once, of the best state where there is a score, else of the last.
+        if progress.best_step not in (-1, step):
+            state, _ = checkpoints.restore(progress.best_step, layout)
+        result = experiment.test(state)
+        history.write("test", int(state.step), result)
+        plots.curves(log.read(workdir), workdir / "curves.png")
+        return result
+
+
+def _check_positive(options: Any, *names: str):
+    for name in names:
+        if getattr(options, name) < 1:
+            raise UserError(f"{name} is {getattr(options, name)}; it must be at least 1")

@@ -1,0 +1,44 @@
+"""Eight virtual CPU devices, strict shapes, and commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+# Compiled programs are kept for the length of a test session: most of the time goes there.
+CACHE = Path(os.environ.get("PYTEST_XLA_CACHE", "/tmp")) / f"jaxhist-test-xla-{os.getuid()}"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A residual network so small that a run of 60 steps takes seconds.
+TINY = ["train", "small", "--depth=8", "--batch=32", "--steps=60", "--evaluate-every=10"]
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run `python -m experiments.resnet ...` and wait, with one CPU device and the run's directory
+    in a temporary one. Returns the finished process, its output as text."""
+
+    def run(*arguments, check=None, **environment):
+        process = subprocess.run(**popen_arguments(arguments, environment), timeout=300)
+        if check is not None:
+            assert process.returncode == check, process.stderr
+        return process
+
+    return run
+
+
+def popen_arguments(arguments, environment=None) -> dict:
+    return {
+        "args": [sys.executable, "-m", "experiments.resnet", *map(str, arguments)],
+        "env": {**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }

@@ -1,0 +1,170 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxhist import UserError, devices
+from jaxhist.algorithm import State
+from jaxhist.checkpoint import Checkpoints, Progress
+
+
+def state(step, size=1000):
+    params = {
+        "a": jax.random.normal(jax.random.key(step), (size,)),
+        "b": jnp.full(3, step, jnp.int8),
+    }
+    return State(jnp.int32(step), params, (jnp.ones(2, jnp.bfloat16), ()), {"n": jnp.uint32(step)})
+
+
+NO_SCORE = Progress()
+LIKE = jax.eval_shape(lambda: state(0))
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    yield checkpoints
+    checkpoints.close()
+
+
+def save(checkpoints, *steps, progress=NO_SCORE):
+    for step in steps:
+        checkpoints.save(step, state(step), progress)
+    checkpoints.wait()
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert [x.dtype for x in jax.tree.leaves(a)] == [x.dtype for x in jax.tree.leaves(b)]
+
+
+def test_what_is_restored_is_what_was_saved(checkpoints):
+    progress = Progress(0.1 + 0.2, 3, 4)
+    save(checkpoints, 7, progress=progress)
+    restored, restored_progress = checkpoints.restore(7, LIKE)
+    assert_same(restored, state(7))
+    assert restored_progress == progress
+    assert [type(value) for value in restored_progress] == [float, int, int]
+
+
+def test_a_save_does_not_see_what_happens_to_the_state_afterwards(checkpoints):
+    """Saving goes on in the background while the next step overwrites the donated state."""
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    big = jax.tree.map(jnp.copy, state(1, size=3_000_000))
+    checkpoints.save(1, big, Progress())
+    for _ in range(5):
+        big = advance(big)
+    checkpoints.wait()
+    like = jax.eval_shape(lambda: state(1, size=3_000_000))
+    assert_same(checkpoints.restore(1, like)[0], state(1, size=3_000_000))
+
+
+def test_the_last_two_and_the_best_are_kept(checkpoints):
+    save(checkpoints, 1, 2, 3)
+    assert checkpoints.steps() == [3, 2]
+    save(checkpoints, 4, 5, 6, 7, progress=Progress(1.0, 4, 0))
+    assert checkpoints.steps() == [7, 6, 4]
+
+
+def test_the_best_as_of_the_one_before_is_kept_too(checkpoints):
+    save(checkpoints, 1, 2, 3, progress=Progress(1.0, 1, 0))
+    save(checkpoints, 4, progress=Progress(2.0, 4, 0))
+    assert checkpoints.steps() == [4, 3, 1]  # if 4 is damaged, 3 still finds its best
+    save(checkpoints, 5, progress=Progress(2.0, 4, 1))
+    assert checkpoints.steps() == [5, 4]
+
+
+def test_any_changed_byte_is_noticed(checkpoints):
+    """In every kind of file, SHA256SUMS included; the run goes back to the checkpoint before."""
+    save(checkpoints, 10, 20)
+    folder = checkpoints.folder / "20"
+    files = sorted(parent / name for parent, _, names in folder.walk() for name in names)
+    rng = np.random.default_rng(0)
+    places = [(file, 0) for file in files]
+    while len(places) < 24:
+        file = files[rng.integers(len(files))]
+        places.append((file, int(rng.integers(file.stat().length))))
+    for file, place in places:
+        original = file.read_bytes()
+        changed = bytearray(original)
+        changed[place] ^= 1 << rng.integers(8)
+        file.write_bytes(bytes(changed))
+        assert checkpoints.damage(20), (file, place)
+        with pytest.raises(UserError, match="20 is damaged"):
+            checkpoints.restore(20, LIKE)
+        file.write_bytes(original)
+        assert not checkpoints.damage(20)
+
+
+@pytest.mark.parametrize("change", ["truncated", "removed", "added"])
+def test_the_newest_whole_checkpoint_is_used(checkpoints, change):
+    save(checkpoints, 10, 20)
+    file = max(
+        (checkpoints.folder / "20").glob("ocdbt.process_0/d/*"), key=lambda p: p.stat().length
+    )
+    if change == "truncated":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif change == "removed":
+        file.unlink()
+    else:
+        (file.parent / "more").write_bytes(b"")
+    warnings = checkpoints.clean()
+    assert len(warnings) == 1 and "checkpoints/20 is damaged" in warnings[0]
+    assert checkpoints.steps() == [10]
+    assert_same(checkpoints.restore(10, LIKE)[0], state(10))
+    assert (checkpoints.folder / "20.damaged").exists()
+    save(checkpoints, 20)
+    assert checkpoints.steps() == [20, 10]
+
+
+def test_if_all_are_damaged_nothing_starts_silently_anew(checkpoints):
+    save(checkpoints, 10, 20)
+    for step in ("10", "20"):
+        (checkpoints.folder / step / "_METADATA").write_text("{}")
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+        checkpoints.clean()
+
+
+def test_what_a_killed_save_left_is_removed(checkpoints):
+    save(checkpoints, 10, 20)
+    (checkpoints.folder / "20" / "SHA256SUMS").rename(checkpoints.folder / "20.SHA256SUMS")
+    (checkpoints.folder / "30.orbax-checkpoint-tmp").mkdir()
+    assert checkpoints.steps() == [10]
+    assert checkpoints.clean() == []
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["10"]
+
+
+def test_the_sums_are_those_of_the_shell_command(checkpoints):
+    import subprocess
+
+    save(checkpoints, 10)
+    check = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=checkpoints.folder / "10").returncode == 0
+
+
+def test_a_state_of_another_shape_is_refused(checkpoints):
+    save(checkpoints, 10)
+    like = jax.eval_shape(lambda: state(0, size=999))
+    with pytest.raises(UserError, match=r"state.params.a is \(\(1000,\), .*there, \(\(999,\)"):
+        checkpoints.restore(10, like)
+
+
+@pytest.mark.parametrize("before, after", [(1, 8), (8, 1), (8, 4)])
+def test_a_checkpoint_is_restored_on_another_number_of_devices(checkpoints, before, after):
+    sharding = devices.whole(devices.mesh(before))
+    checkpoints.save(10, jax.device_put(state(10), sharding), Progress())
+    checkpoints.wait()
+    mesh = devices.mesh(after)
+    restored, _ = checkpoints.restore(10, devices.layout(mesh, LIKE))
+    assert_same(restored, state(10))
+    for leaf in jax.tree.leaves(restored):
+        assert leaf.sharding.mesh == mesh and leaf.sharding.spec == PartitionSpec()
+
+
+def test_progress_counts_evaluations_since_the_best():
+    progress = Progress()
+    for step, score in enumerate([0.5, 0.4, 0.5, float("nan"), 0.6, 0.1]):
+        progress = progress.after(step, score)
+    assert progress == Progress(0.6, 4, 1)
+    assert Progress().after(1, float("nan")) == Progress(-np.inf, -1, 1)

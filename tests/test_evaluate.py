@@ -1,0 +1,38 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxhist import devices, evaluate
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 50])
+@pytest.mark.parametrize("mesh_size, size", [(1, 16), (8, 16), (8, 3)])
+def test_means_are_numpys_and_padding_does_not_count(count, mesh_size, size):
+    x = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
+    measure = lambda state, batch: {
+        "sum": batch["x"].sum(1) + state,
+        "one": jnp.ones(len(batch["x"])),
+    }
+    means = evaluate.means(measure, devices.mesh(mesh_size), size)
+    got = means(jnp.float32(2), {"x": x})
+    np.testing.assert_allclose(got["sum"], np.mean(x.sum(1) + 2), rtol=1e-5)
+    assert got["one"] == 1 and isinstance(got["one"], float)
+
+
+def test_one_program_measures_all_batches_of_all_sets():
+    traced = []
+
+    def measure(state, batch):
+        traced.append(None)
+        return {"x": batch}
+
+    means = evaluate.means(measure, devices.mesh(), 16)
+    for count in (40, 7):
+        means(None, np.ones(count, np.float32))
+    assert len(traced) == 1
+
+
+def test_padding_may_measure_as_nan():
+    """The logarithm of a zero that is only padding must not spoil the mean."""
+    means = evaluate.means(lambda state, x: {"log": jnp.log(x)}, devices.mesh(), 16)
+    assert means(None, np.ones(5, np.float32)) == {"log": 0.0}

@@ -1,0 +1,129 @@
+import importlib.util
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from jaxhist import UserError
+from jaxhist.data import images
+
+
+def needs(name):
+    """Skip where a TFDS data set is not prepared."""
+    folder = os.path.join(tfds.core.constants.DATA_DIR, name)
+    return pytest.mark.skipif(
+        not os.path.isdir(os.path.expanduser(folder)), reason=f"data set {name} is not in {folder}"
+    )
+
+
+def test_digits_are_split_by_label_and_always_the_same():
+    splits = images.digits().load()
+    assert {name: len(split["label"]) for name, split in splits.items()} == {
+        "train": 1257,
+        "validation": 180,
+        "test": 360,
+    }
+    for split in splits.values():
+        share = np.bincount(split["label"]) / len(split["label"])
+        assert abs(share - 0.1).max() < 0.01
+        assert split["image"].dtype == np.uint8 and split["image"].shape[1:] == (8, 8, 1)
+    again = images.digits().load()
+    jax.tree.map(np.testing.assert_array_equal, splits, again)
+
+
+def test_no_digit_is_in_two_splits():
+    from sklearn.datasets import load_digits
+
+    splits = images.digits().load()
+    together = np.concatenate([split["image"] for split in splits.values()])
+    key = lambda array: sorted(bytes(row.astype(np.uint8)) for row in array.reshape(len(array), -1))
+    assert key(together) == key(load_digits().images * 15)
+
+
+def test_random_crop_is_a_slow_loops():
+    image = np.random.default_rng(0).normal(size=(40, 5, 6, 2)).astype(np.float32)
+    got = np.asarray(images.random_crop(image, jax.random.key(0), 2))
+    padded = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    places = set()
+    for crop, whole in zip(got, padded, strict=True):
+        found = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            if (crop == whole[top : top + 5, left : left + 6]).all()
+        ]
+        assert len(found) == 1
+        places.update(found)
+    assert {top for top, _ in places} == {left for _, left in places} == set(range(5))
+
+
+def test_a_crop_without_padding_changes_nothing():
+    image = np.random.default_rng(0).normal(size=(3, 5, 5, 1)).astype(np.float32)
+    np.testing.assert_array_equal(images.random_crop(image, jax.random.key(0), 0), image)
+
+
+def test_random_mirror_turns_half():
+    image = np.random.default_rng(0).normal(size=(400, 3, 4, 1)).astype(np.float32)
+    got = np.asarray(images.random_mirror(image, jax.random.key(0)))
+    turned = (got == image[:, :, ::-1]).all((1, 2, 3))
+    assert ((got == image).all((1, 2, 3)) ^ turned).all()
+    assert 160 < turned.sum() < 240
+
+
+@needs("mnist")
+def test_a_tfds_set_is_decoded_once_and_read_from_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = images.from_tfds("mnist", 5000)
+    assert source.shape == (28, 28, 1) and source.classes == 10
+    splits = source.load()
+    assert [len(splits[name]["label"]) for name in splits] == [55_000, 5_000, 10_000]
+    direct = tfds.data_source("mnist", split="test")
+    for i in (0, 9_999):
+        np.testing.assert_array_equal(splits["test"]["image"][i], direct[i]["image"])
+        assert splits["test"]["label"][i] == direct[i]["label"]
+    cached = list((tmp_path / "jaxhist").iterdir())
+    assert len(cached) == 2
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_data_source", None)
+    again = images.from_tfds("mnist", 5000).load()
+    jax.tree.map(np.testing.assert_array_equal, splits, again)
+    for path in cached:
+        path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(UserError, match=r"cache .* is damaged"):
+        images.from_tfds("mnist", 5000).load()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "no_such_set"])
+def test_a_set_that_is_not_there(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    message = rf"'{name}' is not in {tmp_path}; .*python -m jaxhist.data.prepare {name}"
+    with pytest.raises(UserError, match=message):
+        images.from_tfds(name, 10).load()
+
+
+@needs("imagenet_sample")
+def test_images_of_many_sizes_are_refused():
+    with pytest.raises(UserError, match="differ in size"):
+        images.from_tfds("imagenet_sample", 10)
+
+
+@needs("glue")
+def test_a_set_without_images_is_refused():
+    with pytest.raises(UserError, match="has no image and label; it has"):
+        images.from_tfds("glue/cola", 10)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed"
+)
+def test_preparing_without_tensorflow_says_what_to_install():
+    command = [sys.executable, "-m", "jaxhist.data.prepare", "mnist"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr == (
+        "error: preparing a data set needs TensorFlow, once: pip install 'jaxhist[prepare]'\n"
+    )

@@ -1,0 +1,60 @@
+"""What may import what."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxhist
+
+PACKAGE = Path(jaxhist.__file__).parent
+
+# The history of the field: a model imports from models of earlier papers alone.
+HISTORY = ["resnet"]
+
+
+def imported(path):
+    """The modules that a file names in its imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_the_trainer_knows_no_model_loss_or_optimizer():
+    for file in ("train", "checkpoint", "devices", "log", "cli"):
+        names = imported(PACKAGE / f"{file}.py")
+        for part in ("jaxhist.models", "jaxhist.losses", "jaxhist.data", "optax", "flax"):
+            assert not any(name.startswith(part) for name in names), (file, part)
+
+
+def test_imports_point_to_the_past():
+    files = {path.stem: path for path in (PACKAGE / "models").glob("*.py")} | {}
+    files.pop("__init__")
+    assert set(files) == set(HISTORY)
+    for name, path in files.items():
+        for other in imported(path):
+            if other.startswith("jaxhist.models."):
+                assert HISTORY.index(other.split(".")[2]) < HISTORY.index(name), (name, other)
+
+
+def test_only_one_file_knows_orbax():
+    knowing = [p.name for p in PACKAGE.rglob("*.py") if any("orbax" in n for n in imported(p))]
+    assert knowing == ["checkpoint.py"]
+
+
+def test_nothing_that_trains_imports_tensorflow_or_torch():
+    code = "import experiments.resnet, sys; print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    loaded = set(process.stdout.split())
+    assert "jaxhist.train" in loaded
+    assert not {"tensorflow", "torch"} & loaded
+
+
+def test_scripts_can_be_read_in_one_sitting():
+    for path in (PACKAGE / "train.py", *(PACKAGE.parent / "experiments").glob("*.py")):
+        assert len(path.read_text().splitlines()) <= 200, path

@@ -1,0 +1,155 @@
+"""A run that is killed at any moment and started again ends bit for bit as one that was not."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, popen_arguments
+
+from jaxhist import log
+from jaxhist.checkpoint import Checkpoints
+
+RUN = [*TINY, "--run.log-every=1", "--run.save-every=4"]
+
+
+def start(workdir):
+    return subprocess.Popen(**popen_arguments([*RUN, "--run.workdir", workdir]))
+
+
+def finish(process):
+    """Its exit code and errors. Read to the end: a full pipe would stop it."""
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
+def logged(workdir):
+    try:
+        return [{k: v for k, v in line.items() if k != "speed"} for line in log.read(workdir)[1:]]
+    except Exception:  # not there yet
+        return []
+
+
+def arrays(workdir):
+    """Every array of the last checkpoint, by its path."""
+    checkpoints = Checkpoints(workdir)
+    step = checkpoints.steps()[0]
+    assert not checkpoints.damage(step)
+    tree = checkpoints._orbax.restore(checkpoints.folder / str(step))
+    checkpoints.close()
+    return {
+        jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(tree)
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, errors = finish(start(workdir))
+    assert code == 0, errors
+    return workdir
+
+
+def assert_same(workdir, undisturbed):
+    assert logged(workdir) == logged(undisturbed)
+    got, want = arrays(workdir), arrays(undisturbed)
+    assert got.keys() == want.keys() and len(want) > 40
+    for name in want:
+        assert got[name].tobytes() == want[name].tobytes(), name
+
+
+def wait_for(process, happened):
+    """Return when it happened, or when the run has ended."""
+    while process.poll() is None and not happened():
+        time.sleep(0.001)
+
+
+# The moments are seen from outside, in the run's directory and its output.
+
+
+def during_compilation(process, workdir, rng):
+    for line in process.stdout:
+        if line.startswith("compiling"):
+            return
+    time.sleep(rng.uniform(0, 0.5))
+
+
+def during_an_evaluation(process, workdir, rng):
+    step = rng.choice([10, 20, 30, 40])
+    last = lambda: (logged(workdir) or [{"step": 0}])[-1]["step"]
+    wait_for(process, lambda: last() >= step)
+    time.sleep(rng.uniform(0, 0.02))
+
+
+def during_a_save(process, workdir, rng):
+    step = rng.choice([4, 12, 20, 36])
+    folder = Path(workdir) / "checkpoints"
+    wait_for(process, lambda: list(folder.glob(f"{step}.orbax-checkpoint-tmp*")))
+    time.sleep(rng.uniform(0, 0.1))
+
+
+def at_any_time(process, workdir, rng):
+    time.sleep(rng.uniform(0, 12))
+
+
+def disturb(workdir, moments, sent, rng):
+    """Start the run and send it a signal at each of the moments; then let it end."""
+    codes = []
+    for moment in moments:
+        process = start(workdir)
+        moment(process, workdir, rng)
+        process.send_signal(sent)
+        codes.append(finish(process)[0])
+    code, errors = finish(start(workdir))
+    assert code == 0, errors
+    return codes
+
+
+@pytest.mark.parametrize("moment", [during_compilation, during_an_evaluation, during_a_save])
+def test_killed(moment, undisturbed, tmp_path):
+    (code,) = disturb(tmp_path / "run", [moment], signal.SIGKILL, random.Random(0))
+    assert code == -signal.SIGKILL
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(sent, undisturbed, tmp_path):
+    moments = [during_compilation, during_a_save]
+    codes = disturb(tmp_path / "run", moments, sent, random.Random(0))
+    assert codes == [75, 75]
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    """Also while the main thread is busy where no Python handler runs: it compiles."""
+    environment = {"JAX_COMPILATION_CACHE_DIR": ""}
+    arguments = ["train", "small", "--depth=56", "--run.workdir", tmp_path / "run"]
+    process = subprocess.Popen(**popen_arguments(arguments, environment))
+    during_compilation(process, tmp_path / "run", random.Random(0))
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    code, errors = finish(process)
+    assert code == 128 + signal.SIGTERM
+    assert time.monotonic() - begin < 2
+    assert errors == "SIGTERM: finishing the step, then saving; once more to leave at once\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_disturbed_again_and_again(sent, seed, undisturbed, tmp_path):
+    """Three moments a run, 24 in all for each signal."""
+    rng = random.Random(seed)
+    every = [during_compilation, during_an_evaluation, during_a_save, at_any_time]
+    moments = [rng.choice(every) for _ in range(3)]
+    codes = disturb(tmp_path / "run", moments, sent, rng)
+    # A run that has ended before its moment came has ended well; one that had not started yet to
+    # listen ends by the signal.
+    assert set(codes) <= {-sent, 75, 0}
+    assert_same(tmp_path / "run", undisturbed)

@@ -1,0 +1,213 @@
+import dataclasses
+import errno
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import IDENTITY, batch, run_tiny, tiny
+
+from jaxhist import UserError, log
+from jaxhist.checkpoint import Checkpoints
+from jaxhist.train import Interrupted, Run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(workdir=str(tmp_path / "run"), log_every=1, save_every=5)
+
+
+def phase(run, name):
+    return [line for line in log.read(run.workdir)[1:] if line["phase"] == name]
+
+
+def without_speed(run):
+    return [{k: v for k, v in line.items() if k != "speed"} for line in log.read(run.workdir)[1:]]
+
+
+def test_it_learns_and_tells(run):
+    result = run_tiny(run)
+    header = log.read(run.workdir)[0]
+    assert header["experiment"] == "tiny" and header["config"] == {"rate": 0.1}
+    assert header["starts"][0]["step"] == 0 and header["starts"][0]["devices"] == "8 x cpu"
+    losses = [line["loss"] for line in phase(run, "train")]
+    assert len(losses) == 20 and losses[-1] < losses[0] / 10
+    assert [line["step"] for line in phase(run, "evaluate")] == [5, 10, 15, 20]
+    assert phase(run, "test") == [{"step": 20, "phase": "test", **result}]
+    speed = phase(run, "train")[-1]["speed"]
+    assert np.isclose(speed["examples/s"], 16 / speed["seconds/step"])
+    assert 0 <= speed["waiting"] <= 1
+    assert np.isclose(speed["FLOP/s"], 2 * 2 * 16 * 3 / speed["seconds/step"])  # forward, backward
+    assert Checkpoints(run.workdir).steps() == [20, 15]
+    assert {"curves.png", "tensorboard"} <= {path.name for path in Path(run.workdir).iterdir()}
+
+
+def test_the_step_is_traced_and_compiled_once(run):
+    traces = []
+
+    def step(state, batch, key):
+        traces.append(None)
+        return tiny().step(state, batch, key)
+
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **info: (
+            compiled.append(info.get("fun_name")) if "backend_compile" in event else None
+        )
+    )
+    run_tiny(run, step=step)
+    jax.monitoring.clear_event_listeners()
+    assert len(traces) == 1
+    assert sum("update" in str(name) for name in compiled) == 1, compiled
+
+
+def test_metrics_are_fetched_one_interval_late(run, monkeypatch):
+    """When step s is dispatched, the metrics that are fetched are those of one interval before."""
+    dispatched, fetched = [], []
+
+    def data(step, state):
+        dispatched.append(step + 1)
+        return batch(step)
+
+    def fetch(tree):
+        if isinstance(tree, dict):
+            fetched.append(dispatched[-1])
+        return jax.device_get(tree)
+
+    monkeypatch.setattr(log, "fetch", fetch)
+    run_tiny(dataclasses.replace(run, log_every=4, save_every=100), data=data, evaluate_every=100)
+    assert [line["step"] for line in phase(run, "train")] == [4, 8, 12, 16, 20]
+    # Lines 4, 8, 12, 16 when step 8, 12, 16, 20 is on its way; the last at the end.
+    assert fetched == [8, 12, 16, 20, 20]
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path):
+    run_tiny(run)
+    stopped = dataclasses.replace(run, workdir=str(tmp_path / "stopped"))
+    for steps in (7, 6, 1):
+        asked = iter([False] * steps + [True] * 100)
+        with pytest.raises(Interrupted):
+            run_tiny(stopped, lambda asked=asked: next(asked))
+    run_tiny(stopped)
+    assert without_speed(stopped) == without_speed(run)
+    assert [start["step"] for start in log.read(stopped.workdir)[0]["starts"]] == [0, 7, 13, 14]
+    a, b = (Checkpoints(r.workdir) for r in (run, stopped))
+    layout = jax.eval_shape(tiny().init, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, a.restore(20, layout), b.restore(20, layout))
+    a.close()
+    b.close()
+
+
+def test_asked_to_stop_before_the_first_step_nothing_is_saved(run):
+    with pytest.raises(Interrupted):
+        run_tiny(run, lambda: True)
+    assert not Checkpoints(run.workdir).steps()
+    assert len(log.read(run.workdir)) == 1
+
+
+def test_a_finished_run_only_tests_again(run):
+    first, lines = run_tiny(run), without_speed(run)
+    assert run_tiny(run) == first
+    assert without_speed(run) == lines
+
+
+SCORES = {5: 0.1, 10: 0.9, 15: 0.9, 20: 0.3, 25: float("nan"), 30: 0.2}
+
+
+def scores(state):
+    return {"score": SCORES[int(state.step)]}
+
+
+def test_the_best_checkpoint_is_kept_and_tested(run):
+    run_tiny(
+        dataclasses.replace(run, save_every=1),
+        evaluate=scores,
+        score="score",
+        steps=30,
+        test=lambda state: {"at": int(state.step)},
+    )
+    assert phase(run, "test") == [{"step": 10, "phase": "test", "at": 10}]
+    assert Checkpoints(run.workdir).steps() == [30, 29, 10]
+    assert phase(run, "evaluate")[4]["score"] is None  # NaN is not JSON
+
+
+@pytest.mark.parametrize("patience, last", [(0, 30), (1, 15), (2, 20), (3, 25), (4, 30)])
+def test_patience_counts_evaluations_and_neither_ties_nor_nan_are_better(run, patience, last):
+    run_tiny(run, evaluate=scores, score="score", steps=30, patience=patience)
+    assert phase(run, "evaluate")[-1]["step"] == last
+    assert phase(run, "test")[-1]["step"] == 10
+    stopped = without_speed(run)
+    run_tiny(run, evaluate=scores, score="score", steps=30, patience=patience)
+    assert without_speed(run) == stopped  # a run that stopped early stays stopped
+
+
+def poisoned(step, state):
+    good = batch(step)
+    return good if step < 12 else good | {"y": good["y"] * np.float32("inf")}
+
+
+@pytest.mark.parametrize("log_every, save_every", [(1, 5), (4, 100), (100, 100)])
+def test_a_loss_that_is_not_finite_ends_the_run(run, log_every, save_every):
+    run = dataclasses.replace(run, log_every=log_every, save_every=save_every)
+    with pytest.raises(UserError, match="step 12 is not finite") as error:
+        run_tiny(run, data=poisoned, evaluate_every=100)
+    assert "\n" not in str(error.value)
+    with np.load(f"{run.workdir}/batch-12.npz") as saved:
+        np.testing.assert_array_equal(saved["x"], batch(12)["x"])
+        assert np.isinf(saved["y"]).any()
+    assert Checkpoints(run.workdir).steps() == ([10, 5] if save_every == 5 else [])
+    assert all(line["step"] <= 12 for line in log.read(run.workdir)[1:])
+
+
+def test_a_state_that_is_not_finite_is_not_saved_though_the_loss_was(run):
+    def step(state, batch, key):
+        state, metrics = tiny().step(state, batch, key)
+        return state.replace(params=jnp.where(state.step == 10, jnp.nan, state.params)), metrics
+
+    with pytest.raises(UserError, match="state at the end of step 9 is not finite"):
+        run_tiny(run, step=step)
+    assert Checkpoints(run.workdir).steps() == [5]
+
+
+def test_data_of_another_shape_is_refused(run):
+    with pytest.raises(UserError, match="wrong shape"):
+        run_tiny(run, data=lambda step, state: batch(step, size=24))
+
+
+def test_a_batch_that_cannot_be_split_is_refused(run):
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct((12, *a.shape[1:]), a.dtype), tiny().batch)
+    with pytest.raises(UserError, match="12 cannot be split over 8 devices"):
+        run_tiny(run, batch=shapes)
+
+
+def test_two_processes_do_not_train_in_one_directory(run):
+    with log.claim(run.workdir, IDENTITY), pytest.raises(UserError, match="another process"):
+        run_tiny(run)
+
+
+def test_a_disk_that_is_full_when_the_log_is_written(run, monkeypatch):
+    write = log.EventsWriter.write_event
+
+    def fails(writer, event):
+        if event.HasField("summary"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, event)
+
+    monkeypatch.setattr(log.EventsWriter, "write_event", fails)
+    with pytest.raises(UserError, match="no space left on device"):
+        run_tiny(run)
+
+
+def test_pictures_become_files(run):
+    from PIL import Image
+
+    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    run_tiny(run, evaluate=lambda state: {"error": 1.0, "picture": picture})
+    np.testing.assert_array_equal(Image.open(f"{run.workdir}/picture.png"), picture)
+    assert "picture" not in phase(run, "evaluate")[0]
+
+
+def test_a_profile_can_be_recorded(run):
+    run_tiny(dataclasses.replace(run, profile=2))
+    assert list(Path(run.workdir).glob("profile/plugins/profile/*/*"))
