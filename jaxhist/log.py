@@ -249,7 +249,7 @@ class Log:
                     Image.fromarray(np.asarray(value)).save(file, format="png")
         text = "  ".join(f"{name} {_short(value)}" for name, value in scalars.items())
         if phase == "train":
-            text = "  ".join([text, *(f"{name} {_short(value)}" for name, value in speed.items())])
+            text = f"{text}  {_speed(speed)}"
             self._bar.update(self._task, completed=step, text=text)
         if phase != "train" or (self._bar.disable and time.monotonic() - self._last_said > 1):
             left = speed and _clock(speed["seconds/step"] * (self._steps - step)) + " left"
@@ -292,6 +292,17 @@ def _short(value: float | None) -> str:
         if abs(value) >= size:
             return f"{value / min(size, 1e3 if unit == 'k' else size):.4g}{unit}"
     return f"{value:.4g}"
+
+
+def _speed(speed: dict[str, float]) -> str:
+    """Such as `1280 examples/s  0.1% waiting  19.3G FLOP/s  41.2% utilization`."""
+    texts = []
+    for name, value in speed.items():
+        if name.endswith("/s"):
+            texts.append(f"{_short(value)} {name}")
+        elif name != "seconds/step":
+            texts.append(f"{value:.1%} {name}")
+    return "  ".join(texts)
 
 
 def _clock(seconds: float) -> str:

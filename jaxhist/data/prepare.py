@@ -28,7 +28,10 @@ def main(arguments: list[str]) -> int:
         print(f"error: TFDS knows no data set {name!r}", file=sys.stderr)
         return 1
     except AssertionError as error:  # TFDS's way to ask for files that only you can download
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except OSError as error:  # requests' errors are of this kind too
+        print(f"error: {name!r} could not be prepared: {error}", file=sys.stderr)
         return 1
     print(f"{builder.info.full_name} is in {builder.data_path}")
     return 0
