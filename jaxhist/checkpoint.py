@@ -19,8 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxhist import UserError
+from jaxhist import UserError, warn
 from jaxhist.algorithm import State
+from jaxhist.log import write_durably
 
 SUMS = "SHA256SUMS"
 
@@ -52,7 +53,6 @@ class Checkpoints:
         self._pending: Future | None = None
         self._saving = -1  # the step of the pending save
         self._previous: set[int] = set()  # the newest checkpoint and the best one as of then
-        self._verified = -1  # the step that `clean` found whole: large ones take time to read
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, whole or damaged, newest first."""
@@ -79,7 +79,7 @@ class Checkpoints:
         self._orbax.wait_until_finished()
         folder = self.folder / str(step)
         draft = self.folder / f"{step}.{SUMS}"
-        draft.write_text(_sums(folder))
+        write_durably(draft, _sums(folder))
         draft.rename(folder / SUMS)
         # The newest, the one before it, and the best as of either: should the newest be damaged,
         # the run goes on from the other and still finds its best.
@@ -124,44 +124,46 @@ class Checkpoints:
             reason = "no space left on device" if full else " ".join(str(error).split())
             raise self._failure(reason) from error
 
-    def clean(self) -> list[str]:
-        """Remove what a killed save left behind, and set damaged newest checkpoints aside.
+    def newest(self) -> int | None:
+        """The step of the newest whole checkpoint, None if there is no checkpoint.
 
-        Afterwards `steps()[0]` is whole. For the one process that trains.
-
-        Returns:
-          A line of warning for each damaged checkpoint.
+        Warns of the damaged ones that it passes over.
 
         Raises:
-          UserError: there are finished checkpoints, and all are damaged; nothing was touched.
+          UserError: there are checkpoints, and all are damaged.
         """
-        if not self.folder.exists():
-            return []
-        for path in self.folder.iterdir():
-            unfinished = path.name.isdigit() and not (path / SUMS).exists()
-            if unfinished or "orbax-checkpoint-tmp" in path.name:
-                path.rmtree()
-            elif path.name.endswith(SUMS):
-                path.unlink()
         damaged = {}
         for step in self.steps():
             if not (damage := self.damage(step)):
-                self._verified = step
-                break
+                for bad, what in damaged.items():
+                    warn(f"checkpoint {self.folder / str(bad)} is damaged ({what}); using {step}")
+                return step
             damaged[step] = damage
-        if damaged and len(damaged) == len(self.steps()):
+        if damaged:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged (the newest: "
                 f"{damaged[max(damaged)]}); start again in another directory"
             )
-        warnings = []
-        for step, damage in damaged.items():
-            folder, aside = self.folder / str(step), self.folder / f"{step}.damaged"
-            if aside.exists():
-                aside.rmtree()
-            folder.rename(aside)
-            warnings.append(f"checkpoint {folder} is damaged ({damage}); using the one before")
-        return warnings
+        return None
+
+    def clean(self, newest: int | None):
+        """Remove what a kill left unfinished, and set aside what is newer than the newest whole
+        checkpoint, which is damaged. For the one process that trains."""
+        if not self.folder.exists():
+            return
+        for path in self.folder.iterdir():
+            if path.name.endswith(SUMS):
+                path.unlink()
+            elif "orbax-checkpoint-tmp" in path.name:
+                path.rmtree()
+            elif path.name.isdigit() and not (path / SUMS).exists():
+                warn(f"checkpoint {path} was not finished; removing it")
+                path.rmtree()
+            elif path.name.isdigit() and newest is not None and int(path.name) > newest:
+                aside = self.folder / f"{path.name}.damaged"
+                if aside.exists():
+                    aside.rmtree()
+                path.rename(aside)
 
     def damage(self, step: int) -> str:
         """What is wrong with a checkpoint, in a few words; empty if nothing is."""
@@ -181,12 +183,12 @@ class Checkpoints:
         """A checkpoint, laid out on the devices as `like`, a State of jax.ShapeDtypeStructs with
         shardings: on as many devices as there are now, not as there were.
 
+        Its files are not verified here, but in `newest` and `best`.
+
         Raises:
-          UserError: it is damaged, or holds a state of another shape.
+          UserError: it holds a state of another shape.
         """
         folder = self.folder / str(step)
-        if step != self._verified and (damage := self.damage(step)):
-            raise UserError(f"checkpoint {folder} is damaged ({damage})")
         target = {"state": like, "progress": jax.tree.map(np.asarray, Progress()._asdict())}
         there, here = _shapes(self._orbax.metadata(folder).item_metadata.tree), _shapes(target)
         if there != here:
@@ -199,6 +201,19 @@ class Checkpoints:
         progress = {name: value.item() for name, value in saved["progress"].items()}
         self._previous = {step, progress["best_step"]} - {-1}
         return saved["state"], Progress(**progress)
+
+    def best(self, state: State, progress: Progress, like: State) -> State:
+        """The state with the best score; where there is none, or it is damaged, `state`."""
+        step = progress.best_step
+        if step in (-1, int(state.step)):
+            return state
+        if damage := self.damage(step):
+            warn(
+                f"checkpoint {self.folder / str(step)}, the best, is damaged ({damage}); "
+                f"using {int(state.step)}"
+            )
+            return state
+        return self.restore(step, like)[0]
 
     def close(self):
         """Wait for the last save and end the threads.

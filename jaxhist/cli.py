@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import tyro
 
-from jaxhist import UserError, devices, flops, log
+from jaxhist import UserError, devices, flops, log, tell
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
 from jaxhist.train import Experiment, Interrupted, Run, train
@@ -52,6 +52,8 @@ def main(build: Callable[[Any, Run], Experiment], presets: dict[str, Any]):
     except (UserError, _UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, _UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 class _UsageError(Exception):
@@ -75,12 +77,16 @@ class _Script:
                     f"stopped and saved in {run.workdir}; the same command goes on", file=sys.stderr
                 )
                 return RESUME_ME
-        print(f"curves    {Path(run.workdir) / 'curves.png'}")
+        tell(f"curves    {Path(run.workdir) / 'curves.png'}")
         return 0
 
     def evaluate(self, arguments: list[str]) -> int:
+        usage = f"python -m experiments.{self.name} evaluate DIR"
+        if arguments in (["-h"], ["--help"]):
+            print(usage)
+            return 0
         if len(arguments) != 1 or arguments[0].startswith("-"):
-            raise _UsageError(f"python -m experiments.{self.name} evaluate DIR")
+            raise _UsageError(usage)
         (workdir,) = arguments
         header = log.read(workdir)[0]
         if header["experiment"] != self.name:
@@ -88,16 +94,16 @@ class _Script:
         run = Run(workdir=workdir, seed=header["seed"])
         experiment = self.build(self._config(header["config"]), run)
         with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-            steps = checkpoints.steps()
-            if not steps:
+            newest = checkpoints.newest()
+            if newest is None:
                 raise UserError(f"no checkpoint in {workdir} yet")
             shapes = jax.eval_shape(experiment.init, keys(0).init)
             layout = devices.layout(devices.mesh(), shapes)
-            state, progress = checkpoints.restore(steps[0], layout)
-            if progress.best_step not in (-1, steps[0]):
-                state, _ = checkpoints.restore(progress.best_step, layout)
+            state, progress = checkpoints.restore(newest, layout)
+            state = checkpoints.best(state, progress, layout)
         measured = {"evaluate": experiment.evaluate(state), "test": experiment.test(state)}
-        print(json.dumps({"step": int(state.step), **measured}))
+        scalars = {phase: log.scalars(metrics) for phase, metrics in measured.items()}
+        print(json.dumps({"step": int(state.step), **scalars}))
         return 0
 
     def describe(self, arguments: list[str]) -> int:
@@ -142,7 +148,7 @@ class _Script:
             [("config", tyro.conf.OmitArgPrefixes[type(config)], config), ("run", Run, run)],
             frozen=True,
         )
-        program = f"python -m experiments.{self.name} COMMAND {preset}"
+        program = f"python -m experiments.{self.name} train {preset}"
         chosen = tyro.cli(both, prog=program, args=arguments, description="")
         return chosen.config, chosen.run
 

@@ -29,11 +29,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from jaxhist import UserError
+from jaxhist import UserError, tell
 from jaxhist.finite import NEVER, NonFinite
 
 FILE = "log.jsonl"
-fetch = jax.device_get  # the one place where training waits for a device
+fetch = jax.device_get  # of metrics; under a name of its own, so that a test can count
 
 
 def read(workdir: epath.PathLike) -> list[dict]:
@@ -46,14 +46,14 @@ def read(workdir: epath.PathLike) -> list[dict]:
     if not path.exists():
         raise UserError(f"no run in {workdir}: {path} does not exist")
     lines = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_bytes().decode(errors="replace").splitlines(keepends=True):
         try:
             lines.append(json.loads(line) if line.endswith("\n") else None)
         except ValueError:
             lines.append(None)
     if None in lines:
         lines = lines[: lines.index(None)]
-    if not lines or "config" not in lines[0]:
+    if not lines or not isinstance(lines[0], dict) or not {"config", "starts"} <= lines[0].keys():
         raise UserError(f"{path} has no header: it is not the log of a run")
     return lines
 
@@ -77,7 +77,11 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = os.open(workdir, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with failing_in_one_line(workdir):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is training in {workdir}") from None
         starts = []
         if (workdir / FILE).exists():
             header = read(workdir)[0]
@@ -88,8 +92,6 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
                     "with --run.workdir, or remove it"
                 )
         yield starts
-    except BlockingIOError:
-        raise UserError(f"another process is training in {workdir}") from None
     finally:
         os.close(handle)
 
@@ -139,12 +141,13 @@ class Log:
         """
         self._workdir = epath.Path(workdir)
         self._steps, self._flops, self._peak = steps, flops, peak
-        self._pending: tuple[int, dict] | None = None
+        self._pending: tuple[int, dict, dict] | None = None  # step, metrics, speed
+        self._recording = False
         with failing_in_one_line(self._workdir):
             kept = read(workdir)[1:] if start else []
             kept = [line for line in kept if line["step"] <= start and line["phase"] != "test"]
             draft = self._workdir / f"{FILE}.draft"
-            draft.write_text("".join(json.dumps(line) + "\n" for line in [header, *kept]))
+            write_durably(draft, "".join(json.dumps(line) + "\n" for line in [header, *kept]))
             draft.replace(self._workdir / FILE)
             self._file = (self._workdir / FILE).open("a")
             (self._workdir / "tensorboard").mkdir(exist_ok=True)
@@ -164,7 +167,7 @@ class Log:
         self._task = self._bar.add_task("", total=steps, completed=start, text="")
         self._bar.start()
         self._last_said = 0.0
-        self._measured_to = start
+        self._counted = start
         self._began, self._waited, self._paused = time.monotonic(), 0.0, 0.0
 
     @contextlib.contextmanager
@@ -187,11 +190,13 @@ class Log:
     @contextlib.contextmanager
     def profiling(self, step: int, steps: int) -> Iterator[None]:
         """Record the first `steps` steps, counted from 0, for TensorBoard's profiler."""
-        if steps and step == 0:
+        if steps > 0 and step == 0:
             jax.profiler.start_trace(self._workdir / "profile")
+            self._recording = True
         yield
-        if steps and step == steps - 1:
+        if self._recording and step == steps - 1:
             jax.profiler.stop_trace()
+            self._recording = False
 
     def train(self, step: int, metrics: dict[str, jax.Array]):
         """Take the metrics of a step that may still be running, and log those of the last call.
@@ -203,23 +208,24 @@ class Log:
           NonFinite: there was one.
         """
         self.flush()
-        self._pending = step, metrics
+        steps, self._counted = step - self._counted, step
+        elapsed = max(time.monotonic() - self._began - self._paused, 1e-9)
+        speed = {"seconds/step": elapsed / steps, "waiting": self._waited / elapsed}
+        self._began, self._waited, self._paused = time.monotonic(), 0.0, 0.0
+        self._pending = step, metrics, speed
 
     def flush(self):
         """Wait for the metrics of the last call of `train`, and log them."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, speed), self._pending = self._pending, None
         metrics = fetch(metrics)
         if (first := int(metrics.pop("nonfinite"))) != NEVER:
             raise NonFinite(first)
-        steps, self._measured_to = step - self._measured_to, step
-        elapsed = max(time.monotonic() - self._began - self._paused, 1e-9)
-        speed = {"seconds/step": elapsed / steps, "waiting": self._waited / elapsed}
-        self._began, self._waited, self._paused = time.monotonic(), 0.0, 0.0
+        per_second = 1 / speed["seconds/step"]
         for name in [name for name in metrics if name.startswith("count/")]:
-            speed[f"{name.removeprefix('count/')}/s"] = float(metrics.pop(name)) * steps / elapsed
-        speed["FLOP/s"] = self._flops * steps / elapsed
+            speed[f"{name.removeprefix('count/')}/s"] = float(metrics.pop(name)) * per_second
+        speed["FLOP/s"] = self._flops * per_second
         if self._peak:
             speed["utilization"] = speed["FLOP/s"] / self._peak
         self.write("train", step, metrics, speed)
@@ -229,16 +235,13 @@ class Log:
     ):
         """Write one line and its events, and show it; a uint8 array [H, W, C] becomes a PNG."""
         speed = speed or {}
-        pictures = {name: value for name, value in metrics.items() if np.ndim(value)}
-        names = sorted(
-            metrics.keys() - pictures.keys(), key=lambda name: ("loss" not in name, name)
-        )
-        scalars = {name: _json(metrics[name]) for name in names}
-        line = {"step": step, "phase": phase, **scalars, **({"speed": speed} if speed else {})}
+        numbers = scalars(metrics)
+        pictures = {name: value for name, value in metrics.items() if name not in numbers}
+        line = {"step": step, "phase": phase, **numbers, **({"speed": speed} if speed else {})}
         with failing_in_one_line(self._workdir):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            for name, value in (scalars | speed).items():
+            for name, value in (numbers | speed).items():
                 if value is not None:
                     event = Event(wall_time=time.time(), step=step)
                     event.summary.CopyFrom(scalar(f"{phase}/{name}", value))
@@ -246,8 +249,9 @@ class Log:
             self._events.flush()
             for name, value in pictures.items():
                 with (self._workdir / f"{name}.png").open("wb") as file:
-                    Image.fromarray(np.asarray(value)).save(file, format="png")
-        text = "  ".join(f"{name} {_short(value)}" for name, value in scalars.items())
+                    grey = value.shape[-1] == 1
+                    Image.fromarray(value[..., 0] if grey else value).save(file, format="png")
+        text = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items())
         if phase == "train":
             text = f"{text}  {_speed(speed)}"
             self._bar.update(self._task, completed=step, text=text)
@@ -259,23 +263,45 @@ class Log:
     def say(self, text: str):
         """A line for the person who watches."""
         self._last_said = time.monotonic()
-        self._bar.console.print(text.rstrip(), soft_wrap=True)
+        if self._bar.disable:
+            tell(text.rstrip())
+        else:
+            self._bar.console.print(text.rstrip(), soft_wrap=True)
 
     def close(self):
         """Leave the terminal in order. What was written is flushed: nothing is lost here."""
         self._bar.stop()
+        if self._recording:
+            jax.profiler.stop_trace()
         with contextlib.suppress(OSError):  # the full disk that ended the run
             self._file.close()
             self._events.close()
 
 
-def write_arrays(path: epath.Path, tree: Any):
-    """Write a pytree of arrays as an npz, each under its path in the tree."""
-    leaves = jax.tree.leaves_with_path(tree)
-    with failing_in_one_line(path.parent), path.open("wb") as file:
+def write_durably(path: epath.Path, text: str):
+    """Write a file that survives the loss of the machine right afterwards."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        with contextlib.suppress(OSError, AttributeError):  # a bucket's files have no number
+            os.fsync(file.fileno())
+
+
+def write_arrays(workdir: epath.Path, step: int, batch: Any) -> epath.Path:
+    """Write a batch as `batch-STEP.npz`, each array under its path in the pytree."""
+    path = workdir / f"batch-{step}.npz"
+    leaves = jax.tree.leaves_with_path(batch)
+    with failing_in_one_line(workdir), path.open("wb") as file:
         np.savez(
             file, **{jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in leaves}
         )
+    return path
+
+
+def scalars(metrics: dict[str, Any]) -> dict[str, float | int | None]:
+    """The metrics that are no pictures, losses first, as JSON has them."""
+    names = sorted(metrics, key=lambda name: ("loss" not in name, name))
+    return {name: _json(metrics[name]) for name in names if np.ndim(metrics[name]) == 0}
 
 
 def _json(value) -> float | int | None:

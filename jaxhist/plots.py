@@ -4,10 +4,12 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
+from jaxhist import log
 
-def curves(lines: list[dict], path: epath.PathLike):
-    """The curves of a run from its log (`log.read`): a panel for each metric, a line per phase."""
-    header, *lines = lines
+
+def curves(workdir: epath.Path):
+    """Write `curves.png` from the log of a run: a panel for each metric, a line per phase."""
+    header, *lines = log.read(workdir)
     series: dict[str, dict[str, list]] = {}
     for line in lines:
         for name, value in line.items():
@@ -32,5 +34,5 @@ def curves(lines: list[dict], path: epath.PathLike):
         axes.legend()
     config = "  ".join(f"{name}={value}" for name, value in header["config"].items())
     figure.suptitle(f"{header['experiment']}   {config}", fontsize=8)
-    with epath.Path(path).open("wb") as file:
+    with log.failing_in_one_line(workdir), (workdir / "curves.png").open("wb") as file:
         figure.savefig(file, format="png", dpi=110)

@@ -1,7 +1,6 @@
 """The loop. It knows no model, no loss and no optimizer: only an Experiment."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxhist import UserError, devices, finite, flops, log, plots
+from jaxhist import UserError, devices, finite, flops, log, plots, tell, warn
 from jaxhist.algorithm import Batch, Key, Metrics, State, keys
 from jaxhist.checkpoint import Checkpoints, Progress
 
@@ -70,8 +69,9 @@ def train(
     """
     mesh = devices.mesh(run.devices)
     devices.check_divides(mesh, experiment.batch)
-    _check_positive(experiment, "steps", "evaluate_every")
-    _check_positive(run, "log_every", "save_every")
+    for name in ("log_every", "save_every", "evaluate_every"):
+        if getattr(run, name, 1) < 1 or getattr(experiment, name, 1) < 1:
+            raise UserError(f"{name} must be at least 1")
     key = keys(run.seed)
     workdir = epath.Path(run.workdir)
     identity = {**identity, "seed": run.seed}
@@ -81,46 +81,49 @@ def train(
 
         # 2. The newest whole checkpoint, or a new state.
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-        for warning in checkpoints.clean():
-            print(f"warning: {warning}", file=sys.stderr)
+        newest = checkpoints.newest()
+        checkpoints.clean(newest)
         layout = devices.layout(mesh, jax.eval_shape(experiment.init, key.init))
-        if saved := checkpoints.steps():
-            state, progress = checkpoints.restore(saved[0], layout)
+        if newest is not None:
+            state, progress = checkpoints.restore(newest, layout)
         else:
+            if starts:
+                warn(f"{workdir} holds a run but no checkpoint yet; it begins again")
             init = jax.jit(experiment.init, out_shardings=devices.whole(mesh))
             state, progress = init(key.init), Progress()
         start = step = int(state.step)
 
         # 3. The step, compiled once: what is compiled takes no other shapes.
-        nonfinite = jax.device_put(np.int32(finite.NEVER), devices.whole(mesh))
         batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
-        update = finite.watched(experiment.step, key.step)
-        traced = jax.jit(update, donate_argnums=0, out_shardings=devices.whole(mesh)).trace(
-            state, batch, nonfinite
-        )
-        print(f"compiling for {devices.describe(mesh)}", flush=True)
+        nonfinite = jax.device_put(np.int32(finite.NEVER), devices.whole(mesh))
+        update = jax.jit(finite.watched(experiment.step, key.step), donate_argnums=0)
+        traced = update.trace(state, batch, nonfinite)
+        tell(f"compiling for {devices.describe(mesh)}")
         update = traced.lower().compile()
 
         # 4. The log, cut back to the checkpoint.
         here = {"step": start, "time": time.strftime("%F %T%z"), **devices.machine(mesh)}
         header = {**identity, "starts": [*starts, here]}
-        cost = flops.count(traced.jaxpr.jaxpr)
-        history = log.Log(workdir, header, start, experiment.steps, cost, devices.peak_flops(mesh))
+        cost, peak = flops.count(traced.jaxpr.jaxpr), devices.peak_flops(mesh)
+        history = log.Log(workdir, header, start, experiment.steps, cost, peak)
         stack.callback(history.close)
 
-        # 5. The loop. It waits for the devices to evaluate, to save, and one interval late to log.
+        # 5. The loop. While one step runs, the next batch is made; no more is ahead, so that a stop
+        # is soon. Only an evaluation and a save wait for the step itself.
         def over() -> bool:
             return step >= experiment.steps or 0 < experiment.patience <= progress.since
 
         stopping = interrupted()
         try:
             while not over() and not stopping:
-                with history.fetching(nonfinite):
-                    batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
+                before = nonfinite
                 with history.profiling(step - start - 10, run.profile):
-                    state, metrics = update(state, batch, nonfinite)
+                    state, metrics = update(state, batch, before)
                 nonfinite = metrics["nonfinite"]
                 step += 1
+                before.block_until_ready()
+                with history.fetching(nonfinite):
+                    batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
                 stopping = interrupted()
                 evaluating = step % experiment.evaluate_every == 0 or step == experiment.steps
                 saving = stopping or step % run.save_every == 0
@@ -134,15 +137,14 @@ def train(
                         scores = experiment.evaluate(state)
                     history.write("evaluate", step, scores)
                     if experiment.score:
-                        progress = progress.after(step, scores[experiment.score])
+                        progress = progress.after(step, float(scores[experiment.score]))
                 if saving or over() or progress.best_step == step:
                     with history.pausing("saving"):
                         checkpoints.save(step, state, progress)
             checkpoints.wait()
         except finite.NonFinite as error:
             checkpoints.wait()
-            file = workdir / f"batch-{error.step}.npz"
-            log.write_arrays(file, experiment.data(error.step, state))
+            file = log.write_arrays(workdir, error.step, experiment.data(error.step, state))
             raise UserError(
                 f"{error}; its batch is in {file}, the last good checkpoint is "
                 f"{next(iter(checkpoints.steps()), 'none')}; try a lower learning rate elsewhere"
@@ -151,15 +153,8 @@ def train(
             raise Interrupted
 
         # 6. The test, once, of the best state where there is a score, else of the last.
-        if progress.best_step not in (-1, step):
-            state, _ = checkpoints.restore(progress.best_step, layout)
+        state = checkpoints.best(state, progress, layout)
         result = experiment.test(state)
         history.write("test", int(state.step), result)
-        plots.curves(log.read(workdir), workdir / "curves.png")
+        plots.curves(workdir)
         return result
-
-
-def _check_positive(options: Any, *names: str):
-    for name in names:
-        if getattr(options, name) < 1:
-            raise UserError(f"{name} is {getattr(options, name)}; it must be at least 1")

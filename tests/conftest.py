@@ -1,16 +1,20 @@
 """Eight virtual CPU devices, strict shapes, and commands run as a user runs them."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
-from pathlib import Path
+import tempfile
 
 import jax
 import pytest
 
-# Compiled programs are kept for the length of a test session: most of the time goes there.
-CACHE = Path(os.environ.get("PYTEST_XLA_CACHE", "/tmp")) / f"jaxhist-test-xla-{os.getuid()}"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+# Most of the time goes into compiling: all processes of a test session share what they compile.
+# (pytest-xdist's workers find the directory in the environment.)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="jaxhist-test-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 jax.config.update("jax_num_cpu_devices", 8)

@@ -75,7 +75,7 @@ def test_the_best_as_of_the_one_before_is_kept_too(checkpoints):
     assert checkpoints.steps() == [5, 4]
 
 
-def test_any_changed_byte_is_noticed(checkpoints):
+def test_any_changed_byte_is_noticed(checkpoints, capsys):
     """In every kind of file, SHA256SUMS included; the run goes back to the checkpoint before."""
     save(checkpoints, 10, 20)
     folder = checkpoints.folder / "20"
@@ -90,15 +90,14 @@ def test_any_changed_byte_is_noticed(checkpoints):
         changed = bytearray(original)
         changed[place] ^= 1 << rng.integers(8)
         file.write_bytes(bytes(changed))
-        assert checkpoints.damage(20), (file, place)
-        with pytest.raises(UserError, match="20 is damaged"):
-            checkpoints.restore(20, LIKE)
+        assert checkpoints.newest() == 10, (file, place)
+        assert "20 is damaged" in capsys.readouterr().err
         file.write_bytes(original)
-        assert not checkpoints.damage(20)
+        assert checkpoints.newest() == 20
 
 
 @pytest.mark.parametrize("change", ["truncated", "removed", "added"])
-def test_the_newest_whole_checkpoint_is_used(checkpoints, change):
+def test_the_newest_whole_checkpoint_is_used(checkpoints, change, capsys):
     save(checkpoints, 10, 20)
     file = max(
         (checkpoints.folder / "20").glob("ocdbt.process_0/d/*"), key=lambda p: p.stat().length
@@ -109,8 +108,10 @@ def test_the_newest_whole_checkpoint_is_used(checkpoints, change):
         file.unlink()
     else:
         (file.parent / "more").write_bytes(b"")
-    warnings = checkpoints.clean()
-    assert len(warnings) == 1 and "checkpoints/20 is damaged" in warnings[0]
+    assert checkpoints.newest() == 10
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ") and "checkpoints/20 is damaged" in warning
+    checkpoints.clean(10)
     assert checkpoints.steps() == [10]
     assert_same(checkpoints.restore(10, LIKE)[0], state(10))
     assert (checkpoints.folder / "20.damaged").exists()
@@ -123,16 +124,27 @@ def test_if_all_are_damaged_nothing_starts_silently_anew(checkpoints):
     for step in ("10", "20"):
         (checkpoints.folder / step / "_METADATA").write_text("{}")
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
-        checkpoints.clean()
+        checkpoints.newest()
 
 
-def test_what_a_killed_save_left_is_removed(checkpoints):
+def test_what_a_killed_save_left_is_removed(checkpoints, capsys):
     save(checkpoints, 10, 20)
     (checkpoints.folder / "20" / "SHA256SUMS").rename(checkpoints.folder / "20.SHA256SUMS")
     (checkpoints.folder / "30.orbax-checkpoint-tmp").mkdir()
     assert checkpoints.steps() == [10]
-    assert checkpoints.clean() == []
+    checkpoints.clean(checkpoints.newest())
+    assert "20 was not finished; removing it" in capsys.readouterr().err
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["10"]
+
+
+def test_a_damaged_best_checkpoint_is_named_and_the_last_state_used(checkpoints, capsys):
+    progress = Progress(1.0, 10, 1)
+    save(checkpoints, 10, 20, progress=progress)
+    assert int(checkpoints.best(state(20), progress, LIKE).step) == 10
+    (checkpoints.folder / "10" / "_METADATA").write_text("{}")
+    assert int(checkpoints.best(state(20), progress, LIKE).step) == 20
+    assert "10, the best, is damaged" in capsys.readouterr().err
+    assert int(checkpoints.best(state(20), NO_SCORE, LIKE).step) == 20
 
 
 def test_the_sums_are_those_of_the_shell_command(checkpoints):

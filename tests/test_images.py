@@ -21,7 +21,7 @@ def needs(name):
 
 
 def test_digits_are_split_by_label_and_always_the_same():
-    splits = images.digits().load()
+    splits = images.digits(180).load()
     assert {name: len(split["label"]) for name, split in splits.items()} == {
         "train": 1257,
         "validation": 180,
@@ -31,14 +31,14 @@ def test_digits_are_split_by_label_and_always_the_same():
         share = np.bincount(split["label"]) / len(split["label"])
         assert abs(share - 0.1).max() < 0.01
         assert split["image"].dtype == np.uint8 and split["image"].shape[1:] == (8, 8, 1)
-    again = images.digits().load()
+    again = images.digits(180).load()
     jax.tree.map(np.testing.assert_array_equal, splits, again)
 
 
 def test_no_digit_is_in_two_splits():
     from sklearn.datasets import load_digits
 
-    splits = images.digits().load()
+    splits = images.digits(180).load()
     together = np.concatenate([split["image"] for split in splits.values()])
     key = lambda array: sorted(bytes(row.astype(np.uint8)) for row in array.reshape(len(array), -1))
     assert key(together) == key(load_digits().images * 15)

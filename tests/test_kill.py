@@ -17,8 +17,10 @@ from jaxhist.checkpoint import Checkpoints
 RUN = [*TINY, "--run.log-every=1", "--run.save-every=4"]
 
 
-def start(workdir):
-    return subprocess.Popen(**popen_arguments([*RUN, "--run.workdir", workdir]))
+def start(workdir, compiled=True):
+    """Start the run; if not `compiled`, without the programs that other tests have compiled."""
+    environment = {} if compiled else {"JAX_COMPILATION_CACHE_DIR": ""}
+    return subprocess.Popen(**popen_arguments([*RUN, "--run.workdir", workdir], environment))
 
 
 def finish(process):
@@ -49,7 +51,7 @@ def arrays(workdir):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, errors = finish(start(workdir))
+    code, errors = finish(start(workdir, compiled=False))
     assert code == 0, errors
     return workdir
 
@@ -74,8 +76,8 @@ def wait_for(process, happened):
 def during_compilation(process, workdir, rng):
     for line in process.stdout:
         if line.startswith("compiling"):
-            return
-    time.sleep(rng.uniform(0, 0.5))
+            break
+    time.sleep(rng.uniform(0, 0.5))  # it takes some seconds
 
 
 def during_an_evaluation(process, workdir, rng):
@@ -96,22 +98,23 @@ def at_any_time(process, workdir, rng):
     time.sleep(rng.uniform(0, 12))
 
 
-def disturb(workdir, moments, sent, rng):
+def disturb(workdir, moments, sent, rng, compiled=True):
     """Start the run and send it a signal at each of the moments; then let it end."""
     codes = []
     for moment in moments:
-        process = start(workdir)
+        process = start(workdir, compiled)
         moment(process, workdir, rng)
         process.send_signal(sent)
         codes.append(finish(process)[0])
-    code, errors = finish(start(workdir))
+    code, errors = finish(start(workdir, compiled))
     assert code == 0, errors
     return codes
 
 
 @pytest.mark.parametrize("moment", [during_compilation, during_an_evaluation, during_a_save])
 def test_killed(moment, undisturbed, tmp_path):
-    (code,) = disturb(tmp_path / "run", [moment], signal.SIGKILL, random.Random(0))
+    rng = random.Random(0)
+    (code,) = disturb(tmp_path / "run", [moment], signal.SIGKILL, rng, compiled=False)
     assert code == -signal.SIGKILL
     assert_same(tmp_path / "run", undisturbed)
 

@@ -1,5 +1,7 @@
+import contextlib
 import dataclasses
 import errno
+import time
 from pathlib import Path
 
 import jax
@@ -63,11 +65,11 @@ def test_the_step_is_traced_and_compiled_once(run):
 
 
 def test_metrics_are_fetched_one_interval_late(run, monkeypatch):
-    """When step s is dispatched, the metrics that are fetched are those of one interval before."""
+    """When step s is on its way, the metrics that are fetched are those of one interval before."""
     dispatched, fetched = [], []
 
-    def data(step, state):
-        dispatched.append(step + 1)
+    def data(step, state):  # called when step number `step`, counted from 1, is on its way
+        dispatched.append(step)
         return batch(step)
 
     def fetch(tree):
@@ -102,7 +104,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path):
 def test_asked_to_stop_before_the_first_step_nothing_is_saved(run):
     with pytest.raises(Interrupted):
         run_tiny(run, lambda: True)
-    assert not Checkpoints(run.workdir).steps()
+    assert Checkpoints(run.workdir).newest() is None
     assert len(log.read(run.workdir)) == 1
 
 
@@ -199,15 +201,82 @@ def test_a_disk_that_is_full_when_the_log_is_written(run, monkeypatch):
         run_tiny(run)
 
 
+def test_rates_are_true_where_the_data_is_slow(run):
+    """Ten milliseconds a batch: every line of the log says so, and that it is waiting."""
+
+    def data(step, state):
+        time.sleep(0.01)
+        return batch(step)
+
+    run_tiny(dataclasses.replace(run, log_every=4, save_every=7), data=data, steps=30)
+    for line in phase(run, "train")[1:]:
+        assert 0.01 <= line["speed"]["seconds/step"] < 0.03, line
+        assert 0.5 < line["speed"]["waiting"] <= 1, line
+
+
+def test_no_more_than_two_steps_are_on_their_way(run):
+    """So a stop is soon, however long a step takes and however rarely the log is written."""
+    running = []
+
+    def slow(x):
+        time.sleep(0.02)
+        return x
+
+    def step(state, batch, key):
+        state, metrics = tiny().step(state, batch, key)
+        out = jax.ShapeDtypeStruct((), jnp.float32)
+        return state, metrics | {"loss": jax.pure_callback(slow, out, metrics["loss"])}
+
+    def data(step, state):
+        running.append((step, time.monotonic()))
+        return batch(step)
+
+    run_tiny(
+        dataclasses.replace(run, log_every=100, save_every=100, devices=1), step=step, data=data
+    )
+    # Batch s + 1 is asked for when step s - 1 has ended: the loop cannot have run ahead.
+    begin = running[2][1]
+    assert all(at - begin > 0.02 * (step - running[2][0]) * 0.9 for step, at in running[3:])
+
+
+def test_a_run_goes_on_on_another_number_of_devices(run):
+    for devices, steps in ((1, 7), (8, 6), (1, 30)):
+        asked = iter([False] * steps + [True] * 100)
+        with contextlib.suppress(Interrupted):
+            run_tiny(dataclasses.replace(run, devices=devices), lambda asked=asked: next(asked))
+    starts = log.read(run.workdir)[0]["starts"]
+    assert [(start["step"], start["devices"]) for start in starts] == [
+        (0, "1 x cpu"),
+        (7, "8 x cpu"),
+        (13, "1 x cpu"),
+    ]
+    assert phase(run, "test")[0]["error"] < 1e-3
+
+
+def test_a_score_may_be_any_number(run):
+    for kind in (np.float32, int):
+        workdir = f"{run.workdir}-{kind.__name__}"
+        asked = iter([False] * 7 + [True])
+        changes = {"evaluate": lambda state, kind=kind: {"score": kind(1)}, "score": "score"}
+        here = dataclasses.replace(run, workdir=workdir)
+        with pytest.raises(Interrupted):
+            run_tiny(here, lambda asked=asked: next(asked), **changes)
+        run_tiny(here, **changes)
+        assert phase(here, "test")
+
+
 def test_pictures_become_files(run):
     from PIL import Image
 
     picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    run_tiny(run, evaluate=lambda state: {"error": 1.0, "picture": picture})
+    grey = picture[..., :1]
+    run_tiny(run, evaluate=lambda state: {"error": 1.0, "picture": picture, "grey": grey})
     np.testing.assert_array_equal(Image.open(f"{run.workdir}/picture.png"), picture)
+    np.testing.assert_array_equal(Image.open(f"{run.workdir}/grey.png"), grey[..., 0])
     assert "picture" not in phase(run, "evaluate")[0]
 
 
-def test_a_profile_can_be_recorded(run):
-    run_tiny(dataclasses.replace(run, profile=2))
+@pytest.mark.parametrize("steps", [2, 100])
+def test_a_profile_can_be_recorded(run, steps):
+    run_tiny(dataclasses.replace(run, profile=steps))
     assert list(Path(run.workdir).glob("profile/plugins/profile/*/*"))

@@ -32,15 +32,27 @@ class Images(NamedTuple):
 
 
 def split_off(split: Split, size: int) -> tuple[Split, Split]:
-    """A split without `size` examples, and these; stratified by label, always the same ones."""
-    rest, chosen = train_test_split(
-        np.arange(len(split["label"])), test_size=size, stratify=split["label"], random_state=0
-    )
+    """A split without `size` examples, and these; stratified by label, always the same ones.
+
+    Raises:
+      UserError: that leaves one of the two without an example of each label.
+    """
+    label = split["label"]
+    try:
+        rest, chosen = train_test_split(
+            np.arange(len(label)), test_size=size, stratify=label, random_state=0
+        )
+    except ValueError as error:
+        raise UserError(f"{size} of {len(label)} examples cannot be held out: {error}") from error
     return tuple({name: array[index] for name, array in split.items()} for index in (rest, chosen))
 
 
-def digits() -> Images:
-    """1,797 handwritten digits of 8x8 pixels that come with scikit-learn; 360 of them to test."""
+def digits(validation: int) -> Images:
+    """1,797 handwritten digits of 8x8 pixels that come with scikit-learn; 360 of them to test.
+
+    Args:
+      validation: how many training examples to hold out.
+    """
 
     @functools.cache
     def load() -> dict[str, Split]:
@@ -48,8 +60,8 @@ def digits() -> Images:
         image = (bunch.images[..., None] * 15).astype(np.uint8)  # from 0..16
         both = {"image": image, "label": bunch.target.astype(np.int32)}
         both, test = split_off(both, 360)
-        train, validation = split_off(both, 180)
-        return {"train": train, "validation": validation, "test": test}
+        train, held_out = split_off(both, validation)
+        return {"train": train, "validation": held_out, "test": test}
 
     return Images((8, 8, 1), 10, load)
 
@@ -69,6 +81,8 @@ def from_tfds(name: str, validation: int) -> Images:
     if not {"image", "label"} <= features.keys():
         raise UserError(f"data set {name!r} has no image and label; it has {', '.join(features)}")
     shape = features["image"].shape
+    if features["image"].np_dtype != np.uint8 or not hasattr(features["label"], "num_classes"):
+        raise UserError(f"data set {name!r} is not made of uint8 images with one label each")
     if None in shape:
         raise UserError(
             f"the images of data set {name!r} differ in size ({shape}); one size is needed"
@@ -130,7 +144,7 @@ def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"the cache {path} is damaged ({error}); remove it") from error
 
 

@@ -57,7 +57,7 @@ class SmallResNet(nn.Module):
     depth: int
     classes: int
     residual: bool = True
-    dtype: Any = None  # of the convolutions; None is that of the parameters
+    dtype: Any = None  # of the activations; None is that of the parameters
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
