@@ -21,7 +21,7 @@ from etils import epath
 
 from jaxhist import UserError, warn
 from jaxhist.algorithm import State
-from jaxhist.log import write_durably
+from jaxhist.files import write_durably
 
 SUMS = "SHA256SUMS"
 

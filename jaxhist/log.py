@@ -30,6 +30,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from jaxhist import UserError, tell
+from jaxhist.files import failing_in_one_line, write_durably
 from jaxhist.finite import NEVER, NonFinite
 
 FILE = "log.jsonl"
@@ -106,18 +107,6 @@ def _differences(there: dict, here: dict) -> str:
         elif a != b:
             texts.append(f"{name} is {a!r} there, {b!r} here")
     return "; ".join(sorted(filter(None, texts)))
-
-
-@contextlib.contextmanager
-def failing_in_one_line(workdir: epath.PathLike) -> Iterator[None]:
-    """Turn the errors of writing a file into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{workdir} cannot be written: {(error.strerror or str(error)).lower()}; "
-            "make room or choose another directory, and run the same command again"
-        ) from error
 
 
 class Log:
@@ -276,26 +265,6 @@ class Log:
         with contextlib.suppress(OSError):  # the full disk that ended the run
             self._file.close()
             self._events.close()
-
-
-def write_durably(path: epath.Path, text: str):
-    """Write a file that survives the loss of the machine right afterwards."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        with contextlib.suppress(OSError, AttributeError):  # a bucket's files have no number
-            os.fsync(file.fileno())
-
-
-def write_arrays(workdir: epath.Path, step: int, batch: Any) -> epath.Path:
-    """Write a batch as `batch-STEP.npz`, each array under its path in the pytree."""
-    path = workdir / f"batch-{step}.npz"
-    leaves = jax.tree.leaves_with_path(batch)
-    with failing_in_one_line(workdir), path.open("wb") as file:
-        np.savez(
-            file, **{jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in leaves}
-        )
-    return path
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float | int | None]:

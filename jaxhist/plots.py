@@ -5,6 +5,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from jaxhist import log
+from jaxhist.files import failing_in_one_line
 
 
 def curves(workdir: epath.Path):
@@ -34,5 +35,5 @@ def curves(workdir: epath.Path):
         axes.legend()
     config = "  ".join(f"{name}={value}" for name, value in header["config"].items())
     figure.suptitle(f"{header['experiment']}   {config}", fontsize=8)
-    with log.failing_in_one_line(workdir), (workdir / "curves.png").open("wb") as file:
+    with failing_in_one_line(workdir), (workdir / "curves.png").open("wb") as file:
         figure.savefig(file, format="png", dpi=110)

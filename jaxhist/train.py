@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxhist import UserError, devices, finite, flops, log, plots, tell, warn
+from jaxhist import UserError, devices, files, finite, flops, log, plots, tell, warn
 from jaxhist.algorithm import Batch, Key, Metrics, State, keys
 from jaxhist.checkpoint import Checkpoints, Progress
 
@@ -96,8 +96,9 @@ def train(
         # 3. The step, compiled once: what is compiled takes no other shapes.
         batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
         nonfinite = jax.device_put(np.int32(finite.NEVER), devices.whole(mesh))
-        update = jax.jit(finite.watched(experiment.step, key.step), donate_argnums=0)
-        traced = update.trace(state, batch, nonfinite)
+        update = finite.watched(experiment.step, key.step)
+        jitted = jax.jit(update, donate_argnums=0, out_shardings=devices.whole(mesh))
+        traced = jitted.trace(state, batch, nonfinite)
         tell(f"compiling for {devices.describe(mesh)}")
         update = traced.lower().compile()
 
@@ -144,7 +145,7 @@ def train(
             checkpoints.wait()
         except finite.NonFinite as error:
             checkpoints.wait()
-            file = log.write_arrays(workdir, error.step, experiment.data(error.step, state))
+            file = files.write_arrays(workdir, error.step, experiment.data(error.step, state))
             raise UserError(
                 f"{error}; its batch is in {file}, the last good checkpoint is "
                 f"{next(iter(checkpoints.steps()), 'none')}; try a lower learning rate elsewhere"

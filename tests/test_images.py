@@ -125,5 +125,5 @@ def test_preparing_without_tensorflow_says_what_to_install():
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 1
     assert process.stderr == (
-        "error: preparing a data set needs TensorFlow, once: pip install 'jaxhist[prepare]'\n"
+        "error: preparing a data set needs TensorFlow, once: pip install -e '.[prepare]'\n"
     )

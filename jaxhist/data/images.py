@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxhist import UserError
-from jaxhist.log import failing_in_one_line
+from jaxhist.files import failing_in_one_line
 
 Split = dict[str, np.ndarray]  # image [N, H, W, C] uint8, label [N] int32
 

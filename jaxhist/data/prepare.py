@@ -1,6 +1,6 @@
 """Download a TFDS data set and store it so that training can read it without TensorFlow.
 
-pip install 'jaxhist[prepare]'              TensorFlow, for this command alone
+pip install -e '.[prepare]'                 TensorFlow, for this command alone
 python -m jaxhist.data.prepare cifar10      into $TFDS_DATA_DIR or ~/tensorflow_datasets
 """
 
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     (name,) = arguments
     if importlib.util.find_spec("tensorflow") is None:
         print(
-            "error: preparing a data set needs TensorFlow, once: pip install 'jaxhist[prepare]'",
+            "error: preparing a data set needs TensorFlow, once: pip install -e '.[prepare]'",
             file=sys.stderr,
         )
         return 1
