@@ -9,6 +9,7 @@ import tempfile
 
 import jax
 import pytest
+import tensorflow_datasets as tfds
 
 # Most of the time goes into compiling: all processes of a test session share what they compile.
 # (pytest-xdist's workers find the directory in the environment.)
@@ -46,3 +47,11 @@ def popen_arguments(arguments, environment=None) -> dict:
         "stderr": subprocess.PIPE,
         "text": True,
     }
+
+
+def needs(name):
+    """Skip where a TFDS data set is not prepared."""
+    folder = os.path.join(tfds.core.constants.DATA_DIR, name)
+    return pytest.mark.skipif(
+        not os.path.isdir(os.path.expanduser(folder)), reason=f"data set {name} is not in {folder}"
+    )

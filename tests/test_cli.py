@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import TINY, popen_arguments
+from conftest import TINY, needs, popen_arguments
 
 from jaxhist import log
 
@@ -144,6 +144,23 @@ def test_directory_of_another_run(command, saved, change, words):
     before = contents(saved)
     process = command(*TINY, "--steps=20", *change, "--run.workdir", saved)
     assert_one_line(process, words, saved)
+    assert contents(saved) == before
+
+
+@needs("imagenet_sample")
+def test_wrong_shape_of_the_data(command, tmp_path):
+    run = ["--run.workdir", tmp_path / "run"]
+    process = command("train", "cifar10", "--data", "imagenet_sample", *run)
+    assert_one_line(process, "'imagenet_sample' differ in size")
+
+
+def test_wrong_shape_of_a_checkpoint(command, saved):
+    """The log says that the run is this one, but its states are those of another network."""
+    path = saved / log.FILE
+    path.write_text(path.read_text().replace('"depth": 8', '"depth": 14'))
+    before = contents(saved)
+    process = command(*TINY, "--steps=20", "--depth=14", "--run.workdir", saved)
+    assert_one_line(process, "is of another program: state.", "there,", "here")
     assert contents(saved) == before
 
 

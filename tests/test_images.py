@@ -1,5 +1,4 @@
 import importlib.util
-import os
 import subprocess
 import sys
 
@@ -7,17 +6,10 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import needs
 
 from jaxhist import UserError
 from jaxhist.data import images
-
-
-def needs(name):
-    """Skip where a TFDS data set is not prepared."""
-    folder = os.path.join(tfds.core.constants.DATA_DIR, name)
-    return pytest.mark.skipif(
-        not os.path.isdir(os.path.expanduser(folder)), reason=f"data set {name} is not in {folder}"
-    )
 
 
 def test_digits_are_split_by_label_and_always_the_same():
