@@ -47,7 +47,7 @@ class Checkpoints:
     """The last two checkpoints of a run and the best, saved while training goes on."""
 
     def __init__(self, workdir: epath.PathLike):
-        self.folder = epath.Path(workdir) / "checkpoints"
+        self.folder = epath.Path(workdir).absolute() / "checkpoints"  # Orbax wants it absolute
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._worker = ThreadPoolExecutor(1)
         self._pending: Future | None = None

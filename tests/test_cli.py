@@ -74,6 +74,19 @@ def test_evaluate_repeats_the_figures_of_the_run(command, finished):
     assert said["test"] == {name: test[name] for name in ("loss", "accuracy")}
 
 
+def test_the_default_directory_is_below_the_present_one(tmp_path):
+    """`train`, the same command again, and `evaluate` with a relative path."""
+    for arguments in (
+        [*TINY, "--steps=20"],
+        [*TINY, "--steps=20"],
+        ["evaluate", "runs/resnet-small"],
+    ):
+        process = subprocess.run(**popen_arguments(arguments), cwd=tmp_path)
+        assert (process.returncode, process.stderr) == (0, "")
+    assert (tmp_path / "runs" / "resnet-small" / "curves.png").exists()
+    assert len(log.read(tmp_path / "runs" / "resnet-small")[0]["starts"]) == 2
+
+
 def test_unknown_command(command):
     assert_one_line(command("trian"), "no command 'trian'", "train, evaluate, describe", code=2)
 
