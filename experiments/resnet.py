@@ -32,7 +32,7 @@ class Config:
     residual: bool = True  # False is the plain twin, without shortcuts
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
     batch: int = 64
-    rate: float = 0.1  # a tenth of it after 1/2 of the steps, a hundredth after 3/4
+    rate: float = 0.02  # a tenth of it after 1/2 of the steps, a hundredth after 3/4
     steps: int = 1200
     evaluate_every: int = 50
     patience: int = 12  # evaluations without a better accuracy before stopping; 0 never stops
@@ -46,6 +46,7 @@ PRESETS = {
         mirror=True,
         validation=5000,
         batch=128,
+        rate=0.1,
         steps=64_000,
         evaluate_every=1000,
         patience=0,
