@@ -1,6 +1,8 @@
 import importlib.util
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -119,3 +121,18 @@ def test_preparing_without_tensorflow_says_what_to_install():
     assert process.stderr == (
         "error: preparing a data set needs TensorFlow, once: pip install -e '.[prepare]'\n"
     )
+
+
+@needs("mnist")
+def test_a_set_in_another_file_format_is_refused(tmp_path, monkeypatch):
+    """As TFDS prepares it by default: records that cannot be read at random."""
+    there = Path(tfds.core.constants.DATA_DIR).expanduser() / "mnist"
+    shutil.copytree(there, tmp_path / "mnist", copy_function=shutil.copyfile)
+    (info,) = (tmp_path / "mnist").glob("*/dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    for path in info.parent.glob("*array_record*"):
+        path.rename(path.parent / path.name.replace("array_record", "tfrecord"))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="cannot be read at random; prepare it again"):
+        images.from_tfds("mnist", 10).load()
