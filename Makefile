@@ -26,7 +26,7 @@ demo: install
 	@echo
 	@echo 'Look at runs/resnet-small/curves.png, then try:'
 	@echo '  . $(BIN)/activate'
-	@echo '  python -m experiments.resnet train small --no-residual --depth 56 --run.workdir runs/plain'
+	@echo '  python -m experiments.resnet train small --shortcut none --depth 56 --run.workdir runs/plain'
 	@echo '  python -m experiments.resnet evaluate runs/resnet-small'
 	@echo '  python -m experiments.resnet describe cifar10'
 

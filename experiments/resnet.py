@@ -6,19 +6,24 @@ What changed: the model. A layer learns what to add to its input instead of what
 place, y = x + F(x); without that, a deeper network trains worse than a shallow one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
-from jaxhist import UserError, devices, evaluate, losses
+from jaxhist import UserError, devices, evaluate, losses, plots
 from jaxhist.algorithm import descend
+from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import batches, images
-from jaxhist.models.resnet import SmallResNet
+from jaxhist.models.resnet import Shortcut, SmallResNet
 from jaxhist.train import Experiment, Run
 
 
@@ -29,10 +34,11 @@ class Config:
     mirror: bool = False  # half of the images: right for photographs, wrong for digits
     validation: int = 180  # training examples held out to choose the best checkpoint
     depth: int = 20  # 6n + 2 layers
-    residual: bool = True  # False is the plain twin, without shortcuts
+    shortcut: Shortcut = "A"  # of section 3.3; "none" is the plain twin
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
     batch: int = 64
     rate: float = 0.02  # a tenth of it after 1/2 of the steps, a hundredth after 3/4
+    warmup: int = 0  # steps at a tenth of the rate, before it
     steps: int = 1200
     evaluate_every: int = 50
     patience: int = 12  # evaluations without a better accuracy before stopping; 0 never stops
@@ -52,13 +58,28 @@ PRESETS = {
         patience=0,
     ),
 }
+# Section 4.2 holds the learning rate of 110 layers at 0.01 until the training error is below 80 %,
+# "about 400 iterations". Not in the paper: until then exactly.
+PRESETS["paper"] = replace(PRESETS["cifar10"], depth=110, warmup=400)
+
+
+def centered(image, train: np.ndarray):
+    """Section 4.2: the mean of the training images subtracted, pixel by pixel.
+
+    Not in the paper: divided by 255, which makes no difference to batch normalization.
+    """
+    return (image - train.mean(0, keepdims=True, dtype=np.float32)) / 255
 
 
 def build(config: Config, run: Run) -> Experiment:
+    return learn(config, run, partial(SmallResNet, config.depth, shortcut=config.shortcut))
+
+
+def learn(config: Config, run: Run, model: Callable[..., nn.Module]) -> Experiment:
+    """The experiment, for a model that is made from `classes` and `dtype`."""
     mesh = devices.mesh(run.devices)
 
-    # Data. Section 4.2: the mean image subtracted, 4 pixels padded, a random crop or its mirror.
-    # Not in the paper: pixels are divided by 255, which batch normalisation makes no difference to.
+    # Data. Section 4.2: 4 pixels padded on each side, and a random crop of it or of its mirror.
     if config.pad < 0:
         raise UserError(f"pad is {config.pad}; it cannot be negative")
     if config.data == "digits":
@@ -67,8 +88,7 @@ def build(config: Config, run: Run) -> Experiment:
         source = images.from_tfds(config.data, config.validation)
 
     def center(image):
-        mean = source.load()["train"]["image"].mean(0, keepdims=True, dtype=np.float32)
-        return (image - mean) / 255
+        return centered(image, source.load()["train"]["image"])
 
     def prepare(batch, key):
         crop_key, mirror_key = jax.random.split(key)
@@ -80,7 +100,7 @@ def build(config: Config, run: Run) -> Experiment:
     data = batches.on_device(lambda: source.load()["train"], config.batch, run.seed, mesh, prepare)
 
     # Model.
-    model = SmallResNet(config.depth, source.classes, config.residual, jnp.dtype(config.dtype))
+    model = model(classes=source.classes, dtype=jnp.dtype(config.dtype))
 
     def init_model(key):
         variables = model.init(key, jnp.zeros((1, *source.shape)), train=False)
@@ -89,7 +109,9 @@ def build(config: Config, run: Run) -> Experiment:
     # Loss.
     def loss(params, statistics, batch, key):
         variables = {"params": params, "batch_stats": statistics}
-        logits, new = model.apply(variables, batch["image"], train=True, mutable=["batch_stats"])
+        logits, new = model.apply(
+            variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": key}
+        )
         values = losses.categorical_cross_entropy(logits, batch["label"])
         accuracy = jnp.mean(logits.argmax(-1) == batch["label"])
         return values, (new["batch_stats"], {"accuracy": accuracy, "count/examples": config.batch})
@@ -104,7 +126,8 @@ def build(config: Config, run: Run) -> Experiment:
 
     # Algorithm. Section 4.2: SGD, momentum 0.9, weight decay 1e-4 on all parameters.
     drops = {config.steps // 2: 0.1, config.steps * 3 // 4: 0.1}
-    rate = optax.piecewise_constant_schedule(config.rate, drops)
+    dropping = optax.piecewise_constant_schedule(config.rate, drops)
+    rate = lambda step: jnp.where(step < config.warmup, 0.1, 1.0) * dropping(step)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(rate, momentum=0.9))
     algorithm = descend(init_model, loss, optimizer)
 
@@ -127,5 +150,132 @@ def build(config: Config, run: Run) -> Experiment:
     )
 
 
+# Claims, on the digits: 400 steps are 20 epochs of them.
+SCALE = Config(steps=400, evaluate_every=400, patience=0)
+ARMS = {
+    f"{name}-{depth}": replace(SCALE, depth=depth, shortcut=shortcut)
+    for name, shortcut in (("plain", "none"), ("residual", "A"))
+    for depth in (20, 56)
+}
+LONG = replace(SCALE, steps=1000, evaluate_every=1000)
+
+
+def errors(trained: Trained) -> Figures:
+    """In %. The training error is that of training mode, over the last quarter of the steps."""
+    lines = [line for line in trained.lines if line.get("phase") == "train"]
+    train = np.mean([line["accuracy"] for line in lines[-len(lines) // 4 :]])
+    test = trained.lines[-1]["accuracy"]
+    return {"training error": 100 * (1 - float(train)), "test error": 100 * (1 - test)}
+
+
+def draw_errors(trained: dict[str, list[Trained]], figure: Figure):
+    """Training error over the steps (lines) and test error at the end (points), as in Fig. 6."""
+    figure.set_size_inches(6, 4)
+    axes = figure.subplots()
+    runs = {arm: [one.lines for one in of_arm] for arm, of_arm in trained.items()}
+    plots.compare(axes, runs, lambda line: 100 * (1 - line["accuracy"]), window=8)
+    for index, of_arm in enumerate(trained.values()):
+        end = [(one.config.steps * 1.03, errors(one)["test error"]) for one in of_arm]
+        axes.plot(*np.transpose(end), "o", color=f"C{index}", markersize=4)
+    axes.set(ylabel="error, %: training (lines), test (points)", ylim=(0, None), title="digits")
+
+
+def responses(trained: Trained) -> np.ndarray:
+    """The standard deviation of each layer's output, normalized, before ReLU or addition (Fig. 7).
+
+    Over 500 training examples, with their own statistics.
+    """
+    source = images.digits(trained.config.validation)
+    model = SmallResNet(trained.config.depth, source.classes, trained.config.shortcut)
+    train, state = source.load()["train"]["image"], trained.state()
+    _, caught = model.apply(
+        {"params": state.params, "batch_stats": state.extra},
+        centered(train[:500], train),
+        train=True,
+        capture_intermediates=lambda module, method: isinstance(module, nn.BatchNorm),
+        mutable=["batch_stats", "intermediates"],
+    )
+    norms = jax.tree.leaves_with_path(caught["intermediates"])
+    by_name = {tuple(key.key for key in path[:2]): np.std(leaf) for path, leaf in norms}
+    blocks = (trained.config.depth - 2) // 2
+    inside = [(f"Block_{i}", f"BatchNorm_{j}") for i in range(blocks) for j in range(2)]
+    return np.array([by_name[name] for name in [("BatchNorm_0", "__call__"), *inside]])
+
+
+def draw_responses(trained: dict[str, list[Trained]], figure: Figure):
+    """Of the first seed, by layer, as in Fig. 7."""
+    figure.set_size_inches(6, 4)
+    axes = figure.subplots()
+    for arm, (first, *_) in trained.items():
+        axes.plot(responses(first), label=arm, marker=".")
+    axes.set(xlabel="layer", ylabel="standard deviation of its output", title="digits, seed 0")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+CLAIMS = {
+    "R1": Claim(
+        says="A plain network with more layers trains worse: it is not overfitting.",
+        paper="ImageNet top-1 error, plain: 18 layers 27.94 %, 34 layers 28.54 (table 2); Fig. 6",
+        arms={arm: config for arm, config in ARMS.items() if arm.startswith("plain")},
+        figures=errors,
+        inequalities={
+            "training error: plain-56 > plain-20 + 3 points": lambda by: (
+                by["plain-56"]["training error"] - by["plain-20"]["training error"] - 3
+            )
+        },
+        picture=draw_errors,
+    ),
+    "R2": Claim(
+        says="With shortcuts the deep network trains as well as the shallow one.",
+        paper="CIFAR-10 test error, residual: 20 layers 8.75 %, 56 layers 6.97 (table 6); Fig. 6",
+        arms=ARMS,
+        figures=errors,
+        inequalities={
+            "training error: residual-56 < residual-20 + 1 point": lambda by: (
+                by["residual-20"]["training error"] + 1 - by["residual-56"]["training error"]
+            ),
+            "training error: residual-56 < plain-56 - 10 points": lambda by: (
+                by["plain-56"]["training error"] - 10 - by["residual-56"]["training error"]
+            ),
+        },
+        picture=draw_errors,
+    ),
+    "R3": Claim(
+        says="A residual network that is too deep for its data trains well and predicts worse.",
+        paper="CIFAR-10 test error: 110 layers 6.43 %, 1202 layers 7.93, "
+        "training error < 0.1 (table 6)",
+        arms={f"long-{depth}": replace(LONG, depth=depth) for depth in (20, 110)},
+        figures=errors,
+        inequalities={
+            "training error: long-20 < 1 %": lambda by: 1 - by["long-20"]["training error"],
+            "training error: long-110 < 1 %": lambda by: 1 - by["long-110"]["training error"],
+            "test error: long-110 > long-20": lambda by: (
+                by["long-110"]["test error"] - by["long-20"]["test error"]
+            ),
+        },
+        picture=draw_errors,
+    ),
+    "R6": Claim(
+        says="Residual functions are small, and smaller in a deeper network.",
+        paper="the standard deviations of layer responses in Fig. 7, without figures",
+        arms=ARMS,
+        figures=lambda trained: {"median response": float(np.median(responses(trained)))},
+        inequalities={
+            "median response: residual-20 < plain-20": lambda by: (
+                by["plain-20"]["median response"] - by["residual-20"]["median response"]
+            ),
+            "median response: residual-56 < plain-56": lambda by: (
+                by["plain-56"]["median response"] - by["residual-56"]["median response"]
+            ),
+            "median response: residual-56 < residual-20": lambda by: (
+                by["residual-20"]["median response"] - by["residual-56"]["median response"]
+            ),
+        },
+        picture=draw_responses,
+    ),
+}
+
+
 if __name__ == "__main__":
-    main(build, PRESETS)
+    main(build, PRESETS, CLAIMS)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxhist import UserError, warn
-from jaxhist.algorithm import State
+from jaxhist import UserError, devices, warn
+from jaxhist.algorithm import Key, State, keys
 from jaxhist.files import write_durably
 
 SUMS = "SHA256SUMS"
@@ -226,6 +227,25 @@ class Checkpoints:
         finally:
             self._worker.shutdown()
             self._orbax.close()
+
+
+def tested(workdir: epath.PathLike, init: Callable[[Key], State]) -> State:
+    """The state that a run's test measures: the best where there is a score, else the last.
+
+    Args:
+      workdir: of the run.
+      init: the experiment's, for the shapes.
+
+    Raises:
+      UserError: there is no checkpoint yet.
+    """
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        newest = checkpoints.newest()
+        if newest is None:
+            raise UserError(f"no checkpoint in {workdir} yet")
+        layout = devices.layout(devices.mesh(), jax.eval_shape(init, keys(0).init))
+        state, progress = checkpoints.restore(newest, layout)
+        return checkpoints.best(state, progress, layout)
 
 
 def _shapes(tree) -> dict[str, tuple]:

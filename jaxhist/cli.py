@@ -4,6 +4,7 @@
     python -m experiments.NAME train [PRESET] [OPTIONS]   train, or go on where a run stopped
     python -m experiments.NAME evaluate DIR               measure a run's checkpoint, as JSON
     python -m experiments.NAME describe [PRESET]          parameters, FLOPs, memory; no training
+    python -m experiments.NAME claims [--only R1] [--seeds 5]   what the paper says, put to the test
 
 Exit codes: 0 done; 1 an error, in one line; 2 a wrong command; 75 stopped by SIGTERM or SIGINT with
 everything saved: the same command goes on. A second signal ends the process at once.
@@ -24,23 +25,34 @@ from typing import Any
 import jax
 import tyro
 
-from jaxhist import UserError, devices, flops, log, tell
+from jaxhist import UserError, claims, flops, log, tell
 from jaxhist.algorithm import keys
-from jaxhist.checkpoint import Checkpoints
+from jaxhist.checkpoint import tested
+from jaxhist.claims import Check, Claim, Equation
 from jaxhist.train import Experiment, Interrupted, Run, train
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 
 
-def main(build: Callable[[Any, Run], Experiment], presets: dict[str, Any]):
+def main(
+    build: Callable[[Any, Run], Experiment],
+    presets: dict[str, Any],
+    claims: dict[str, Claim | Equation],
+):
     """Run the command in `sys.argv` for the script that defines `build`, and exit.
 
     Args:
       build: (config, run) -> Experiment. Reads no data before the experiment is asked for some.
       presets: name -> config, all instances of one frozen dataclass; the first is the default.
+      claims: name -> claim, such as R1.
     """
-    script = _Script(Path(inspect.getfile(build)).stem, build, presets)
-    verbs = {"train": script.train, "evaluate": script.evaluate, "describe": script.describe}
+    script = _Script(Path(inspect.getfile(build)).stem, build, presets, claims)
+    verbs = {
+        "train": script.train,
+        "evaluate": script.evaluate,
+        "describe": script.describe,
+        "claims": script.check,
+    }
     verb, *arguments = sys.argv[1:] or ["--help"]
     try:
         if verb in ("-h", "--help"):
@@ -65,6 +77,7 @@ class _Script:
     name: str
     build: Callable[[Any, Run], Experiment]
     presets: dict[str, Any]
+    claims: dict[str, Claim | Equation]
 
     def train(self, arguments: list[str]) -> int:
         config, run = self._parse(arguments)
@@ -73,10 +86,7 @@ class _Script:
             try:
                 train(self.build(config, run), run, identity, interrupted)
             except Interrupted:
-                print(
-                    f"stopped and saved in {run.workdir}; the same command goes on", file=sys.stderr
-                )
-                return RESUME_ME
+                return _stopped(run.workdir)
         tell(f"curves    {Path(run.workdir) / 'curves.png'}")
         return 0
 
@@ -93,14 +103,7 @@ class _Script:
             raise UserError(f"{workdir} holds a run of {header['experiment']}, not of {self.name}")
         run = Run(workdir=workdir, seed=header["seed"])
         experiment = self.build(self._config(header["config"]), run)
-        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-            newest = checkpoints.newest()
-            if newest is None:
-                raise UserError(f"no checkpoint in {workdir} yet")
-            shapes = jax.eval_shape(experiment.init, keys(0).init)
-            layout = devices.layout(devices.mesh(), shapes)
-            state, progress = checkpoints.restore(newest, layout)
-            state = checkpoints.best(state, progress, layout)
+        state = tested(workdir, experiment.init)
         measured = {"evaluate": experiment.evaluate(state), "test": experiment.test(state)}
         scalars = {phase: log.scalars(metrics) for phase, metrics in measured.items()}
         print(json.dumps({"step": int(state.step), **scalars}))
@@ -111,13 +114,39 @@ class _Script:
         experiment = self.build(config, run)
         key = keys(0)
         state = jax.eval_shape(experiment.init, key.init)
-        jaxpr = jax.make_jaxpr(experiment.step)(state, experiment.batch, key.step)
+
+        def losses(state, batch, key):
+            metrics = experiment.step(state, batch, key)[1]
+            return {name: value for name, value in metrics.items() if name.startswith("loss")}
+
         print(f"{self.name}  {_fields(config)}")
-        print(f"parameters      {_count(state.params):,}")
-        print(f"FLOPs per step  {flops.count(jaxpr.jaxpr):,}, two to a multiply-add")
+        print(f"parameters      {_count(state.params):>18,}")
+        examples = len(jax.tree.leaves(experiment.batch)[0])
+        for text, function in (("forward", losses), ("training", experiment.step)):
+            jaxpr = jax.make_jaxpr(function)(state, experiment.batch, key.step).jaxpr
+            each = flops.count(jaxpr) // examples
+            print(f"FLOPs           {each:>18,}  {text}, an example; two to a multiply-add")
         for name in ("params", "opt_state", "extra"):
-            print(f"memory          {_bytes(getattr(state, name)):>14,} bytes  {name}")
-        print(f"memory          {_bytes(experiment.batch):>14,} bytes  a batch")
+            print(f"memory          {_bytes(getattr(state, name)):>18,}  bytes, {name}")
+        print(f"memory          {_bytes(experiment.batch):>18,}  bytes, a batch of {examples}")
+        return 0
+
+    def check(self, arguments: list[str]) -> int:
+        default = Check(workdir=f"runs/{self.name}-claims")
+        program = f"python -m experiments.{self.name} claims"
+        options = tyro.cli(Check, default=default, prog=program, args=arguments, description="")
+        for key in options.only:
+            if key not in self.claims:
+                raise _UsageError(f"no claim {key!r}; there are {', '.join(self.claims)}")
+        if options.seeds < 1:
+            raise _UsageError(f"{options.seeds} seeds are too few")
+        chosen = {key: self.claims[key] for key in options.only or self.claims}
+        command = " ".join([program, *arguments])
+        with _interruptions() as interrupted:
+            try:
+                claims.check(self.name, chosen, self.build, options, command, interrupted)
+            except Interrupted:
+                return _stopped(options.workdir)
         return 0
 
     def help(self, header: str) -> str:
@@ -128,6 +157,8 @@ class _Script:
                 header.strip(),
                 "\nPresets:",
                 *presets,
+                "\nClaims:",
+                *(f"  {key:10} {claim.says}" for key, claim in self.claims.items()),
                 "\nCommands:",
                 commands,
                 f"    python -m experiments.{self.name} train [PRESET] --help     all options",
@@ -160,6 +191,11 @@ class _Script:
             raise UserError(
                 f"the run was made by another version of {self.name}: {error}"
             ) from error
+
+
+def _stopped(workdir: str) -> int:
+    print(f"stopped and saved in {workdir}; the same command goes on", file=sys.stderr)
+    return RESUME_ME
 
 
 def _fields(config: Any) -> str:

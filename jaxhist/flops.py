@@ -10,13 +10,17 @@ from jax.extend import core
 
 
 def count(jaxpr: core.Jaxpr) -> int:
-    """The FLOPs of one run of a jaxpr, such as `jax.make_jaxpr(f)(...).jaxpr`.
+    """The FLOPs that the outputs of a jaxpr need, such as `jax.make_jaxpr(f)(...).jaxpr`.
 
     The body of a `scan` counts once per iteration, that of a `while_loop` once (its length is not
     known), and of a `cond` the dearest branch.
     """
     total = 0
-    for equation in jaxpr.eqns:
+    needed = set(filter(_is_variable, jaxpr.outvars))
+    for equation in reversed(jaxpr.eqns):
+        if needed.isdisjoint(equation.outvars):
+            continue
+        needed.update(filter(_is_variable, equation.invars))
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             total += _dot(equation)
@@ -29,6 +33,10 @@ def count(jaxpr: core.Jaxpr) -> int:
         else:
             total += sum(count(inner) for value in params.values() for inner in _jaxprs(value))
     return total
+
+
+def _is_variable(atom) -> bool:
+    return not isinstance(atom, core.Literal)
 
 
 def _jaxprs(value):

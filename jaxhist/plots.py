@@ -2,6 +2,7 @@
 
 import numpy as np
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxhist import log
@@ -37,3 +38,25 @@ def curves(workdir: epath.Path):
     figure.suptitle(f"{header['experiment']}   {config}", fontsize=8)
     with failing_in_one_line(workdir), (workdir / "curves.png").open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
+
+
+def compare(axes: Axes, runs: dict[str, list[list[dict]]], value, window: int = 1):
+    """A curve for each arm over the steps: the mean over its runs, in the band of them all.
+
+    Args:
+      axes: to draw in.
+      runs: arm -> for each seed the lines of its log.
+      value: line of the phase "train" -> what to draw.
+      window: how many lines to average before drawing.
+    """
+    for arm, logs in runs.items():
+        lines = [[line for line in log if line.get("phase") == "train"] for log in logs]
+        steps = [line["step"] for line in lines[0]]
+        values = np.array([[value(line) for line in log] for log in lines])  # [seeds, lines]
+        smooth = np.array([np.convolve(row, np.ones(window) / window, "valid") for row in values])
+        (curve,) = axes.plot(steps[window - 1 :], smooth.mean(0), label=arm)
+        band = smooth.min(0), smooth.max(0)
+        axes.fill_between(steps[window - 1 :], *band, color=curve.get_color(), alpha=0.2, lw=0)
+    axes.set(xlabel="step")
+    axes.grid(alpha=0.3)
+    axes.legend()

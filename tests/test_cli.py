@@ -62,8 +62,9 @@ def test_help_comes_from_the_configuration(command):
 def test_describe_tells_without_data_and_without_training(command, tmp_path):
     text = command("describe", "cifar10", check=0, TFDS_DATA_DIR=str(tmp_path)).stdout
     assert "269,722" in text  # parameters, table 6
-    assert "1,078,888 bytes  params" in text
-    assert f"{128 * (32 * 32 * 3 + 1) * 4:,} bytes  a batch" in text
+    assert f"{2 * 40_551_040:,}  forward" in text
+    assert "1,078,888  bytes, params" in text
+    assert f"{128 * (32 * 32 * 3 + 1) * 4:,}  bytes, a batch of 128" in text
 
 
 def test_evaluate_repeats_the_figures_of_the_run(command, finished):
@@ -88,11 +89,13 @@ def test_the_default_directory_is_below_the_present_one(tmp_path):
 
 
 def test_unknown_command(command):
-    assert_one_line(command("trian"), "no command 'trian'", "train, evaluate, describe", code=2)
+    assert_one_line(
+        command("trian"), "no command 'trian'", "train, evaluate, describe, claims", code=2
+    )
 
 
 def test_unknown_preset(command):
-    assert_one_line(command("train", "smal"), "no preset 'smal'", "small, cifar10", code=2)
+    assert_one_line(command("train", "smal"), "no preset 'smal'", "small, cifar10, paper", code=2)
 
 
 def test_unknown_option(command):
@@ -223,7 +226,7 @@ def test_evaluate_of_a_damaged_checkpoint(command, saved):
 def test_loss_that_is_not_finite(command, tmp_path):
     """A learning rate far too high. The last good checkpoint and the batch are there."""
     run = ["--run.workdir", tmp_path / "run", "--run.save-every=1"]
-    process = command(*TINY, "--no-residual", "--rate=1e25", *run)
+    process = command(*TINY, "--shortcut=none", "--rate=1e25", *run)
     assert_one_line(process, "is not finite", "its batch is in", "last good checkpoint is", "lower")
     step = int(process.stderr.split("of step ")[1].split()[0])
     (batch,) = (tmp_path / "run").glob("batch-*.npz")

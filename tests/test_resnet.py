@@ -2,45 +2,91 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from counts import image, multiply_adds, parameters, shapes
 
-from jaxhist import UserError, flops
-from jaxhist.models.resnet import SmallResNet, identity_shortcut
+from jaxhist import UserError
+from jaxhist.models.resnet import ResNet, SmallResNet, padded_identity
 
-# Parameters and multiply-adds of the forward pass of one CIFAR-10 image: section 4.2, table 6.
-COUNTS = {
-    20: (269_722, 40_551_040),
-    32: (464_154, 68_862_592),
-    44: (658_586, 97_174_144),
-    56: (853_018, 125_485_696),
-    110: (1_727_962, 252_887_680),
-    1202: (19_421_274, 2_829_238_912),
+# Depth -> parameters with shortcuts A (and of the plain twin) and B, multiply-adds of the forward
+# pass of one image (A): section 4.2, table 6.
+SMALL = {
+    20: (269_722, 272_474, 40_551_040),
+    32: (464_154, 466_906, 68_862_592),
+    44: (658_586, 661_338, 97_174_144),
+    56: (853_018, 855_770, 125_485_696),
+    110: (1_727_962, 1_730_714, 252_887_680),
+    1202: (19_421_274, 19_424_026, 2_829_238_912),
 }
-IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+# The same for ImageNet (B), and the multiply-adds with the stride in the 3x3: table 1.
+LARGE = {
+    18: (11_689_512, 1_814_073_344, 1_814_073_344),
+    34: (21_797_672, 3_663_761_408, 3_663_761_408),
+    50: (25_557_032, 3_857_973_248, 4_089_184_256),
+    101: (44_549_160, 7_570_194_432, 7_801_405_440),
+    152: (60_192_808, 11_282_415_616, 11_513_626_624),
+}
 
 
-def shapes(model):
-    init = lambda key, image: model.init(key, image, train=False)
-    return jax.eval_shape(init, jax.random.key(0), IMAGE)
+DEPTHS = [20, 32, 44, 56, 110, pytest.param(1202, marks=pytest.mark.long)]  # which traces for 10 s
 
 
-@pytest.mark.parametrize("depth", COUNTS)
-@pytest.mark.parametrize("residual", [True, False])
-def test_parameters_are_the_papers(depth, residual):
-    params = shapes(SmallResNet(depth, 10, residual))["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == COUNTS[depth][0]
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("shortcut", "column"), [("A", 0), ("none", 0), ("B", 1)])
+def test_parameters_for_cifar_are_the_papers(depth, shortcut, column):
+    assert parameters(SmallResNet(depth, 10, shortcut), 32) == SMALL[depth][column]
 
 
-@pytest.mark.parametrize("depth", [20, 56, 110])
-def test_multiply_adds_are_the_papers(depth):
-    model = SmallResNet(depth, 10)
-    forward = lambda variables, image: model.apply(variables, image, train=False)
-    jaxpr = jax.make_jaxpr(forward)(shapes(model), IMAGE).jaxpr
-    assert flops.count(jaxpr) == 2 * COUNTS[depth][1]
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_multiply_adds_for_cifar_are_the_papers(depth):
+    assert multiply_adds(SmallResNet(depth, 10), 32) == SMALL[depth][2]
+
+
+@pytest.mark.parametrize("depth", LARGE)
+def test_counts_for_imagenet_are_the_papers(depth):
+    model = ResNet(depth, 1000)
+    assert parameters(model, 224) == LARGE[depth][0]
+    assert multiply_adds(model, 224) == LARGE[depth][1]
+
+
+@pytest.mark.parametrize("depth", LARGE)
+def test_v1_5_has_other_multiply_adds_and_the_same_parameters(depth):
+    model = ResNet(depth, 1000, v1_5=True)
+    assert parameters(model, 224) == LARGE[depth][0]
+    assert multiply_adds(model, 224) == LARGE[depth][2]
+
+
+@pytest.mark.parametrize(
+    ("depth", "shortcut", "count"),
+    [
+        (18, "A", 11_515_688),
+        (18, "none", 11_515_688),
+        (34, "A", 21_623_848),
+        (34, "none", 21_623_848),
+        (34, "C", 22_716_840),
+    ],
+)
+def test_parameters_of_other_shortcuts_are_the_papers(depth, shortcut, count):
+    assert parameters(ResNet(depth, 1000, shortcut), 224) == count
+
+
+def test_the_stages_for_imagenet_have_the_papers_sizes():
+    """Table 1: 56, 28, 14, 7 pixels behind a stem of 112."""
+    _, caught = jax.eval_shape(
+        lambda key, image: ResNet(50, 1000).init_with_output(
+            key, image, train=False, capture_intermediates=True, mutable=True
+        ),
+        jax.random.key(0),
+        image(224),
+    )
+    caught = caught["intermediates"]
+    assert caught["Conv_0"]["__call__"][0].shape == (1, 112, 112, 64)
+    sizes = [caught[f"Bottleneck_{i}"]["__call__"][0].shape for i in (2, 6, 12, 15)]
+    assert sizes == [(1, 56, 56, 256), (1, 28, 28, 512), (1, 14, 14, 1024), (1, 7, 7, 2048)]
 
 
 def test_the_shortcut_is_option_a():
     x = jnp.arange(2 * 4 * 4 * 3.0).reshape(2, 4, 4, 3)
-    y = identity_shortcut(x, 5, 2)
+    y = padded_identity(x, 5, 2)
     assert y.shape == (2, 2, 2, 5)
     np.testing.assert_array_equal(y[..., :3], x[:, ::2, ::2])
     assert not y[..., 3:].any()
@@ -115,4 +161,9 @@ def test_logits_at_evaluation_do_not_depend_on_the_rest_of_the_batch():
 @pytest.mark.parametrize("depth", [7, 21, 2, 0])
 def test_a_depth_that_is_not_6n_plus_2_is_refused(depth):
     with pytest.raises(UserError, match="6n \\+ 2"):
-        shapes(SmallResNet(depth, 10))
+        shapes(SmallResNet(depth, 10), 32)
+
+
+def test_an_unknown_depth_for_imagenet_is_refused():
+    with pytest.raises(UserError, match="depth 56 is none of 18, 34, 50, 101, 152"):
+        shapes(ResNet(56, 1000), 224)
