@@ -1,7 +1,7 @@
 """Measures over a whole data set."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,19 @@ from jaxhist import devices
 from jaxhist.algorithm import Batch, State
 
 
-def means(measure: Callable, mesh: Mesh, size: int = 500) -> Callable[[State, Batch], dict]:
+def means(
+    measure: Callable, mesh: Mesh, size: int = 500
+) -> Callable[[State, Iterable[Batch]], dict[str, float]]:
     """The means of measures over a data set, each example counted once.
 
     Args:
       measure: (state, batch) -> {name: [B]}, one value per example.
       mesh: the devices that share each batch.
-      size: the most examples to measure at once.
+      size: the most examples in a batch.
 
     Returns:
-      (state, arrays) -> {name: float}. `arrays` is a pytree of numpy arrays with the same first
-      axis. The last batch is padded and the padding masked, so that one program measures all.
+      (state, batches) -> {name: float}. The batches are of numpy arrays. A smaller one is padded
+      and the padding masked, so that one program measures all.
     """
     size = -(-size // mesh.size) * mesh.size
 
@@ -32,20 +34,22 @@ def means(measure: Callable, mesh: Mesh, size: int = 500) -> Callable[[State, Ba
             lambda values: jnp.sum(jnp.where(mask, values, 0)), measure(state, batch)
         )
 
-    def mean(state: State, arrays: Batch) -> dict[str, float]:
-        count = len(jax.tree.leaves(arrays)[0])
-        parts = []
-        for begin in range(0, count, size):
-            part = jax.tree.map(functools.partial(_part, begin=begin, size=size), arrays)
-            mask = np.arange(begin, begin + size) < count
-            parts.append(sums(state, *jax.device_put((part, mask), devices.split(mesh))))
+    def mean(state: State, batches: Iterable[Batch]) -> dict[str, float]:
+        total, parts = 0, []
+        for batch in batches:
+            count = len(jax.tree.leaves(batch)[0])
+            padded = jax.tree.map(functools.partial(_padded, size=size), batch)
+            mask = np.arange(size) < count
+            parts.append(sums(state, *jax.device_put((padded, mask), devices.split(mesh))))
+            total += count
+            # One batch is measured while the next is read; no more wait on the devices.
+            jax.block_until_ready(parts[-2:-1])
         parts = jax.device_get(parts)
-        return {name: float(sum(part[name] for part in parts) / count) for name in parts[0]}
+        return {name: float(sum(part[name] for part in parts) / total) for name in parts[0]}
 
     return mean
 
 
-def _part(array: np.ndarray, begin: int, size: int) -> np.ndarray:
-    """[N, ...] -> [size, ...], from `begin`, zeros behind the end."""
-    part = array[begin : begin + size]
-    return np.pad(part, [(0, size - len(part))] + [(0, 0)] * (array.ndim - 1))
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    """[N, ...] -> [size, ...], zeros behind the end."""
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))

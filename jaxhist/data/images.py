@@ -1,24 +1,19 @@
 """Labelled images of one size: scikit-learn's digits, or any TFDS set with `image` and `label`."""
 
 import functools
-import hashlib
-import os
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
 from rich.progress import track
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxhist import UserError
-from jaxhist.files import failing_in_one_line
+from jaxhist.data import prepared
 
 Split = dict[str, np.ndarray]  # image [N, H, W, C] uint8, label [N] int32
 
@@ -76,13 +71,9 @@ def from_tfds(name: str, validation: int) -> Images:
     Raises:
       UserError: it is not there, or not made of labelled images of one size.
     """
-    builder = _builder(name)
+    builder = prepared.labelled_images(name)
     features = builder.info.features
-    if not {"image", "label"} <= features.keys():
-        raise UserError(f"data set {name!r} has no image and label; it has {', '.join(features)}")
     shape = features["image"].shape
-    if features["image"].np_dtype != np.uint8 or not hasattr(features["label"], "num_classes"):
-        raise UserError(f"data set {name!r} is not made of uint8 images with one label each")
     if None in shape:
         raise UserError(
             f"the images of data set {name!r} differ in size ({shape}); one size is needed"
@@ -96,65 +87,20 @@ def from_tfds(name: str, validation: int) -> Images:
     return Images(shape, features["label"].num_classes, load)
 
 
-def _builder(name: str) -> tfds.core.DatasetBuilder:
-    """The data set's description: from its directory, or, if it is not there, from TFDS's code."""
-    try:
-        return tfds.builder(name)
-    except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
-        raise _missing(name) from error
-
-
-def _missing(name: str) -> UserError:
-    return UserError(
-        f"data set {name!r} is not in {tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR to where "
-        f"it lies, or prepare it: python -m jaxhist.data.prepare {name}"
-    )
-
-
 def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
-    """A split in memory. Decoded once, then kept in ~/.cache/jaxhist (or $XDG_CACHE_HOME)."""
+    """A split in memory, decoded once and cached."""
     name = builder.info.full_name
-    if not builder.is_prepared():
-        raise _missing(builder.name)
-    if split not in builder.info.splits:
-        raise UserError(
-            f"data set {name!r} has no split {split!r}; it has {', '.join(builder.info.splits)}"
-        )
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxhist"
-    path = cache / f"{name.replace('/', '-')}-{split}-{_checksum(builder.data_path)[:16]}.npz"
-    if not path.exists():
-        try:
-            source = builder.as_data_source(split)
-        except NotImplementedError as error:  # of another file format than ArrayRecord
-            raise UserError(
-                f"data set {name!r} is stored as {builder.info.file_format.name}, which cannot be "
-                f"read at random; prepare it again: python -m jaxhist.data.prepare {builder.name}"
-            ) from error
-        image = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
-        label = np.empty(len(source), np.int32)
-        for i in track(range(len(source)), f"decoding {name} {split}, once", transient=True):
-            example = source[i]
+    examples = prepared.examples(builder, split)
+
+    def decode() -> Split:
+        image = np.empty((len(examples), *builder.info.features["image"].shape), np.uint8)
+        label = np.empty(len(examples), np.int32)
+        for i in track(range(len(examples)), f"decoding {name} {split}, once", transient=True):
+            example = examples[i]
             image[i], label[i] = example["image"], example["label"]
-        with failing_in_one_line(epath.Path(cache)):
-            cache.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{os.getpid()}")
-            with draft.open("wb") as file:
-                np.savez(file, image=image, label=label)
-            draft.rename(path)
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            return dict(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"the cache {path} is damaged ({error}); remove it") from error
+        return {"image": image, "label": label}
 
-
-def _checksum(folder: epath.Path) -> str:
-    """Of the contents of the files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    return prepared.cached(f"{name}-{split}-{prepared.checksum(builder)}", decode)
 
 
 def random_crop(image: jax.Array, key: jax.Array, pad: int) -> jax.Array:

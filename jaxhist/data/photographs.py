@@ -1,0 +1,182 @@
+"""Photographs of different sizes, such as ImageNet's: stored as JPEG, cut to 224 x 224.
+
+A view makes an array of one photograph on the host: it decodes it, and scales only what it cuts
+out. Mirror images, colours and normalisation follow on the device, in an experiment's `prepare`.
+"""
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from rich.progress import track
+
+from jaxhist import UserError
+from jaxhist.algorithm import Key
+from jaxhist.data import batches, prepared
+
+SIZE = 224  # pixels, of a view
+SIDE = 256  # pixels, of the central square that the views for testing are cut from
+
+
+class Photograph(NamedTuple):
+    """As it is stored."""
+
+    jpeg: bytes
+    label: np.int32
+    name: str  # the split and the place in it, for messages
+
+
+class Statistics(NamedTuple):
+    """Of the pixels of a training split, from 0 to 1."""
+
+    mean: np.ndarray  # [224, 224, 3] float32, the mean image
+    covariance: np.ndarray  # [3, 3] float32, of red, green and blue
+
+
+class Photographs(NamedTuple):
+    """A data set. What is known without reading it, and how to read it."""
+
+    classes: int
+    load: Callable[[str], Sequence[Photograph]]  # of a split; each is read when it is asked for
+    statistics: Callable[[], Statistics]  # of the split train; estimated once and kept
+
+
+def from_tfds(name: str) -> Photographs:
+    """A TFDS data set, read without TensorFlow from $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Args:
+      name: such as "imagenet2012", of labelled images of any size. It must have the split train.
+
+    Raises:
+      UserError: it is not there, or not made of labelled images.
+    """
+    builder = prepared.labelled_images(name)
+
+    @functools.cache
+    def load(split: str) -> Sequence[Photograph]:
+        as_stored = {"image": tfds.decode.SkipDecoding()}
+        examples = prepared.examples(builder, split, as_stored)
+        return _Split(f"{builder.info.full_name} {split}", examples)
+
+    @functools.cache
+    def statistics() -> Statistics:
+        train = load("train")
+        key = f"{builder.info.full_name}-statistics-{prepared.fingerprint(builder)}"
+        return Statistics(**prepared.cached(key, lambda: estimate(train)._asdict()))
+
+    return Photographs(builder.info.features["label"].num_classes, load, statistics)
+
+
+@dataclass(frozen=True)
+class _Split(Sequence):
+    name: str
+    examples: Sequence[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, i: int) -> Photograph:
+        example = self.examples[i]
+        return Photograph(example["image"], np.int32(example["label"]), f"{self.name} {i}")
+
+
+# Views.
+
+
+def scale_jitter(photograph: Photograph, random: np.random.Generator) -> np.ndarray:
+    """ResNet, section 3.4: scaled so that the shorter side is random in [256, 480], then a random
+    crop. -> [224, 224, 3] uint8."""
+    image, (width, height) = _open(photograph, random.integers(256, 481))
+    left, top = random.integers(0, (width - SIZE + 1, height - SIZE + 1))
+    return _crop(image, (width, height), (left, top), SIZE)
+
+
+def center(photograph: Photograph) -> np.ndarray:
+    """The centre at scale 256. -> [224, 224, 3] uint8."""
+    image, (width, height) = _open(photograph, SIDE)
+    return _crop(image, (width, height), ((width - SIZE) // 2, (height - SIZE) // 2), SIZE)
+
+
+def five(photograph: Photograph) -> np.ndarray:
+    """AlexNet, section 4.1: four corners and the centre of the central square at scale 256. Their
+    mirror images, to be made on the device, make them ten. -> [5, 224, 224, 3] uint8."""
+    image, (width, height) = _open(photograph, SIDE)
+    square = _crop(image, (width, height), ((width - SIDE) // 2, (height - SIDE) // 2), SIDE)
+    far = SIDE - SIZE
+    corners = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
+    return np.stack([square[top : top + SIZE, left : left + SIZE] for top, left in corners])
+
+
+def _open(photograph: Photograph, side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """A photograph, and the width and height that give its shorter side `side` pixels.
+
+    It is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, where that is no smaller.
+    """
+    try:
+        image = Image.open(io.BytesIO(photograph.jpeg))
+        shorter = min(image.size)
+        size = tuple(round(length * side / shorter) for length in image.size)
+        image.draft(None, size)
+        image.load()
+        # A few of ImageNet's are grey or made for print.
+        return image if image.mode == "RGB" else image.convert("RGB"), size
+    except (OSError, SyntaxError) as error:  # Pillow's for what it cannot read
+        raise UserError(f"the image of {photograph.name} is damaged: {error}") from error
+
+
+def _crop(
+    image: Image.Image, size: tuple[int, int], corner: tuple[int, int], side: int
+) -> np.ndarray:
+    """The square at `corner` that scaling the image to `size` and cutting would give, without
+    scaling what is cut off. -> [side, side, 3] uint8."""
+    # Not in the paper: the interpolation, bilinear, smoothed where an image gets smaller.
+    box = [
+        (begin + extent) * length / scaled
+        for extent in (0, side)
+        for begin, length, scaled in zip(corner, image.size, size, strict=True)
+    ]
+    return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box))
+
+
+# Colours.
+
+
+def colour_shift(image: jax.Array, key: Key, covariance: np.ndarray) -> jax.Array:
+    """AlexNet, section 4.1: add [p1 p2 p3] [a1 l1, a2 l2, a3 l3]^T to all pixels of an image, with
+    p and l the eigenvectors and eigenvalues of the colours' covariance, and a ~ N(0, 0.1^2).
+
+    Args:
+      image: [B, H, W, 3] pixels from 0 to 1. They may leave this range.
+      key: of a, drawn for each image.
+      covariance: [3, 3] of such pixels. A numpy array: it is decomposed when this is traced.
+    """
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    a = 0.1 * jax.random.normal(key, (len(image), 3), image.dtype)
+    shift = (a * eigenvalues.astype(image.dtype)) @ eigenvectors.T.astype(image.dtype)
+    return image + shift[:, None, None, :]
+
+
+def estimate(photographs: Sequence[Photograph], at_most: int = 10_000) -> Statistics:
+    """The mean image and the covariance of the colours, over the centres of photographs.
+
+    Not in the paper: of `at_most` of them, evenly spaced, not of all. A pixel's standard deviation
+    is 0.28, so the standard error of the mean of 10,000 is 0.003, less than 1/255.
+    """
+    count = min(len(photographs), at_most)
+    chosen = np.arange(count) * len(photographs) // count
+    views = batches.in_order(chosen, lambda i: center(photographs[i]), 50)
+    mean, product = np.zeros((SIZE, SIZE, 3)), np.zeros((3, 3))
+    for batch in track(views, "mean image and colours, once", -(-count // 50), transient=True):
+        image = batch / 255
+        mean += image.sum(0) / count
+        colour = image.reshape(-1, 3)
+        product += colour.T @ colour / (count * SIZE * SIZE)
+    colour = mean.mean((0, 1))
+    covariance = product - np.outer(colour, colour)
+    return Statistics(mean.astype(np.float32), covariance.astype(np.float32))

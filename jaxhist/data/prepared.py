@@ -1,0 +1,123 @@
+"""TFDS data sets as they lie prepared on this machine, read at random and without TensorFlow."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+
+from jaxhist import UserError
+from jaxhist.files import failing_in_one_line
+
+
+def labelled_images(name: str) -> tfds.core.DatasetBuilder:
+    """The description of a data set with `image` and `label`, from $TFDS_DATA_DIR or
+    ~/tensorflow_datasets.
+
+    Args:
+      name: such as "mnist", or "cifar10:3.0.2".
+
+    Raises:
+      UserError: it is not there, or not made of such examples.
+    """
+    try:
+        builder = tfds.builder(name)
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
+        raise _missing(name) from error
+    features = builder.info.features
+    if not {"image", "label"} <= features.keys():
+        raise UserError(f"data set {name!r} has no image and label; it has {', '.join(features)}")
+    if features["image"].np_dtype != np.uint8 or not hasattr(features["label"], "num_classes"):
+        raise UserError(f"data set {name!r} is not made of uint8 images with one label each")
+    return builder
+
+
+def examples(
+    builder: tfds.core.DatasetBuilder, split: str, decoders: dict[str, Any] | None = None
+) -> Sequence[dict[str, Any]]:
+    """The examples of a split, each read when it is asked for.
+
+    Args:
+      builder: of the data set.
+      split: such as "train".
+      decoders: TFDS's, by feature, where a feature is to be decoded otherwise or not at all.
+
+    Raises:
+      UserError: the data set or the split is not there, or its files cannot be read at random.
+    """
+    if not builder.is_prepared():
+        raise _missing(builder.name)
+    if split not in builder.info.splits:
+        raise UserError(
+            f"data set {builder.info.full_name!r} has no split {split!r}; "
+            f"it has {', '.join(builder.info.splits)}"
+        )
+    try:
+        return builder.as_data_source(split, decoders=decoders)
+    except NotImplementedError as error:  # of another file format than ArrayRecord
+        raise UserError(
+            f"data set {builder.info.full_name!r} is stored as {builder.info.file_format.name}, "
+            "which cannot be read at random; prepare it again: "
+            f"python -m jaxhist.data.prepare {builder.name}"
+        ) from error
+
+
+def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays that are made once, then kept in ~/.cache/jaxhist (or $XDG_CACHE_HOME).
+
+    Args:
+      name: of the arrays. It must change with everything that they are made from.
+      make: makes them.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxhist"
+    path = cache / f"{name.replace('/', '-')}.npz"
+    if not path.exists():
+        arrays = make()
+        with failing_in_one_line(epath.Path(cache)):
+            cache.mkdir(parents=True, exist_ok=True)
+            draft = path.with_name(f"{path.name}.{os.getpid()}")
+            with draft.open("wb") as file:
+                np.savez(file, **arrays)
+            draft.rename(path)
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"the cache {path} is damaged ({error}); remove it") from error
+
+
+def checksum(builder: tfds.core.DatasetBuilder) -> str:
+    """Of the contents of a data set's files. It reads them all."""
+    digest = hashlib.sha256()
+    for path in sorted(builder.data_path.iterdir()):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
+    """Of the metadata of a data set, and of the names and sizes of its files; of what is in its
+    records nothing is read, since ImageNet's 150 GB would take many minutes at every start.
+
+    Enough for estimates. The metadata has the version, the splits with the number of examples and
+    bytes of each, the features and the names of the labels, so another version, a part of the set,
+    or one prepared otherwise has another fingerprint. It does not notice a byte changed in place.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(builder.data_path.iterdir()):
+        digest.update(f"{path.name} {path.stat().length}\n".encode())
+        if path.suffix in (".json", ".txt"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _missing(name: str) -> UserError:
+    return UserError(
+        f"data set {name!r} is not in {tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR to where "
+        f"it lies, or prepare it: python -m jaxhist.data.prepare {name}"
+    )
