@@ -127,7 +127,10 @@ def _open(photograph: Photograph, side: int) -> tuple[Image.Image, tuple[int, in
         # A few of ImageNet's are grey or made for print.
         return image if image.mode == "RGB" else image.convert("RGB"), size
     except (OSError, SyntaxError) as error:  # Pillow's for what it cannot read
-        raise UserError(f"the image of {photograph.name} is damaged: {error}") from error
+        reason = str(error).split(" <")[0]  # without "<_io.BytesIO object at 0x7f...>"
+        raise UserError(
+            f"the image of {photograph.name} is damaged: {reason}; prepare the data set again"
+        ) from error
 
 
 def _crop(
