@@ -1,3 +1,5 @@
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,3 +86,110 @@ def test_batches_are_made_by_one_program():
     for step in range(7):
         data(step, None)
     assert len(traced) == 1
+
+
+class Slow:
+    """N numbers; some take longer to read than the following."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        time.sleep(0.002 * (i % 3))
+        return int(i)
+
+
+def stream(seed=0, mesh=None, workers=2, prepare=noisy):
+    view = lambda number, random: {"number": np.int32(number), "crop": random.uniform()}
+    return batches.streamed(Slow, view, SIZE, seed, mesh or devices.mesh(), prepare, workers)
+
+
+def test_a_stream_does_not_depend_on_the_workers():
+    one, four = stream(workers=1), stream(workers=4)
+    for step in range(8):
+        jax.tree.map(np.testing.assert_array_equal, one(step, None), four(step, None))
+
+
+def test_a_stream_goes_on_at_any_step():
+    data = stream()
+    straight = [data(step, None) for step in range(6)]
+    for start in (4, 0, 2):
+        again = stream()
+        resumed = [again(step, None) for step in range(start, 6)]
+        jax.tree.map(np.testing.assert_array_equal, straight[start:], resumed)
+    wandering = [data(step, None) for step in (3, 1, 1, 2)]
+    jax.tree.map(np.testing.assert_array_equal, [straight[i] for i in (3, 1, 1, 2)], wandering)
+
+
+def test_every_epoch_of_a_stream_is_a_permutation():
+    data = stream()
+    numbers = np.concatenate([data(step, None)["number"] for step in range(10)])
+    epochs = numbers[: 3 * N].reshape(3, N)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(N))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 3
+
+
+def test_a_stream_draws_anew_for_every_example_and_step_and_seed():
+    drawn = []
+    for seed in (0, 1):
+        data = stream(seed)
+        drawn += [data(step, None) for step in range(4)]
+    assert len(set(np.concatenate([batch["crop"] for batch in drawn]).tolist())) == 8 * SIZE
+    assert len({tuple(batch["noise"].tolist()) for batch in drawn}) == 8
+    assert (drawn[0]["number"] != drawn[4]["number"]).any()
+
+
+def test_a_stream_and_a_data_set_on_the_devices_prepare_with_the_same_keys():
+    noise = [data(5, None)["noise"] for data in (make(), stream())]
+    np.testing.assert_array_equal(*noise)
+
+
+def test_a_stream_lies_on_the_devices_and_does_not_depend_on_them():
+    one, eight = (stream(mesh=devices.mesh(count))(1, None) for count in (1, 8))
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+    assert eight["number"].sharding.is_equivalent_to(devices.split(devices.mesh(8)), 1)
+
+
+def test_a_stream_reads_only_a_few_batches_ahead():
+    read = []
+
+    class Counted(Slow):
+        def __getitem__(self, i):
+            read.append(i)
+            return int(i)
+
+    view = lambda number, random: np.int32(number)
+    data = batches.streamed(Counted, view, SIZE, 0, devices.mesh(), lambda batch, key: batch)
+    assert not read
+    data(0, None)
+    time.sleep(0.2)
+    assert SIZE < len(read) <= 4 * SIZE
+
+
+def test_batches_of_a_stream_are_made_by_one_program():
+    traced = []
+
+    def prepare(batch, key):
+        traced.append(None)
+        return batch
+
+    data = stream(prepare=prepare)
+    for step in (0, 1, 2, 5, 0):
+        data(step, None)
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("size, last", [(16, 2), (50, 50), (64, 50)])
+def test_in_order_gives_every_example_once(workers, size, last):
+    parts = list(batches.in_order(Slow(), np.int32, size, workers))
+    assert len(parts[-1]) == last
+    np.testing.assert_array_equal(np.concatenate(parts), np.arange(N))
+
+
+def test_slices_give_every_example_once():
+    parts = list(batches.slices(ARRAYS, 16))
+    assert [len(part["image"]) for part in parts] == [16, 16, 16, 2]
+    joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    jax.tree.map(np.testing.assert_array_equal, joined, ARRAYS)

@@ -97,13 +97,13 @@ def scale_jitter(photograph: Photograph, random: np.random.Generator) -> np.ndar
     return _crop(image, (width, height), (left, top), SIZE)
 
 
-def center(photograph: Photograph) -> np.ndarray:
+def center_crop(photograph: Photograph) -> np.ndarray:
     """The centre at scale 256. -> [224, 224, 3] uint8."""
     image, (width, height) = _open(photograph, SIDE)
     return _crop(image, (width, height), ((width - SIZE) // 2, (height - SIZE) // 2), SIZE)
 
 
-def five(photograph: Photograph) -> np.ndarray:
+def five_crops(photograph: Photograph) -> np.ndarray:
     """AlexNet, section 4.1: four corners and the centre of the central square at scale 256. Their
     mirror images, to be made on the device, make them ten. -> [5, 224, 224, 3] uint8."""
     image, (width, height) = _open(photograph, SIDE)
@@ -127,7 +127,10 @@ def _open(photograph: Photograph, side: int) -> tuple[Image.Image, tuple[int, in
         # A few of ImageNet's are grey or made for print.
         return image if image.mode == "RGB" else image.convert("RGB"), size
     except (OSError, SyntaxError) as error:  # Pillow's for what it cannot read
-        raise UserError(f"the image of {photograph.name} is damaged: {error}") from error
+        reason = str(error).split(" <")[0]  # without "<_io.BytesIO object at 0x7f...>"
+        raise UserError(
+            f"the image of {photograph.name} is damaged: {reason}; prepare the data set again"
+        ) from error
 
 
 def _crop(
@@ -157,8 +160,8 @@ def colour_shift(image: jax.Array, key: Key, covariance: np.ndarray) -> jax.Arra
       covariance: [3, 3] of such pixels. A numpy array: it is decomposed when this is traced.
     """
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-    a = 0.1 * jax.random.normal(key, (len(image), 3), image.dtype)
-    shift = (a * eigenvalues.astype(image.dtype)) @ eigenvectors.T.astype(image.dtype)
+    a = 0.1 * jax.random.normal(key, (len(image), 3))
+    shift = a @ (eigenvectors * eigenvalues).T.astype(np.float32)
     return image + shift[:, None, None, :]
 
 
@@ -170,7 +173,7 @@ def estimate(photographs: Sequence[Photograph], at_most: int = 10_000) -> Statis
     """
     count = min(len(photographs), at_most)
     chosen = np.arange(count) * len(photographs) // count
-    views = batches.in_order(chosen, lambda i: center(photographs[i]), 50)
+    views = batches.in_order(chosen, lambda i: center_crop(photographs[i]), 50)
     mean, product = np.zeros((SIZE, SIZE, 3)), np.zeros((3, 3))
     for batch in track(views, "mean image and colours, once", -(-count // 50), transient=True):
         image = batch / 255

@@ -71,11 +71,16 @@ def pipeline(train: Sequence[photographs.Photograph], seed: int, seconds: float)
     return Speed(images / (time.perf_counter() - start), images / (time.process_time() - worked))
 
 
-def main(
-    name: tyro.conf.Positional[str],  # a TFDS set of photographs, such as imagenet_sample
-    seconds: float = 60,  # to measure, for both together
-    output: str = "",  # a JSON file to write
-):
+def main(name: tyro.conf.Positional[str], seconds: float = 60, output: str = ""):
+    """How fast photographs become batches: this pipeline beside a plain loop.
+
+    Args:
+      name: a TFDS set of photographs, such as imagenet_sample.
+      seconds: for all rounds together.
+      output: a JSON file to write.
+    """
+    if seconds <= 0:
+        raise UserError(f"seconds is {seconds}; it must be more than 0")
     train = photographs.from_tfds(name).load("train")
     plain(train, 0, 0.5)  # what is read first comes from the disk
     loops, pipelines = [], []
@@ -83,33 +88,35 @@ def main(
         loops.append(plain(train, seed, seconds / ROUNDS / 2))
         pipelines.append(pipeline(train, seed, seconds / ROUNDS / 2))
     ratios = [ours.per_core / loop.per_core for ours, loop in zip(pipelines, loops, strict=True)]
-    result = {
+    measured = {
         "plain loop": spread([speed.overall for speed in loops]),
         "plain loop, per core": spread([speed.per_core for speed in loops]),
         "pipeline": spread([speed.overall for speed in pipelines]),
         "pipeline, per core": spread([speed.per_core for speed in pipelines]),
         "ratio, per core": spread(ratios),
     }
-    print(f"images per second, median of {ROUNDS} rounds (lowest to highest)")
-    for label, (low, median, high) in result.items():
-        print(f"{label:22}{median:10.2f}  ({low:.2f} to {high:.2f})")
+    print(f"images per second on {batches.cores()} cores, median of {ROUNDS} rounds")
+    for label, of in measured.items():
+        print(f"{label:22}{of['median']:10.2f}  ({of['lowest']:.2f} to {of['highest']:.2f})")
     if output:
-        machine = {"cores": batches.cores(), "pillow": version("pillow"), "grain": version("grain")}
-        header = {"data": name, "seconds": seconds, **devices.machine(devices.mesh()), **machine}
+        versions = {package: version(package) for package in ("pillow", "grain")}
+        machine = {"cores": batches.cores(), **versions, **devices.machine(devices.mesh())}
+        result = {"data": name, "rounds": ROUNDS, "seconds": seconds, **machine, **measured}
         path = epath.Path(output)
         with files.failing_in_one_line(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_durably(path, json.dumps(header | result, indent=2) + "\n")
+            files.write_durably(path, json.dumps(result, indent=2) + "\n")
 
 
-def spread(values: list[float]) -> list[float]:
-    """Lowest, median, highest."""
-    return [round(float(np.quantile(values, q)), 3) for q in (0, 0.5, 1)]
+def spread(values: list[float]) -> dict[str, float]:
+    """Over the rounds."""
+    lowest, median, highest = (round(float(v), 3) for v in np.quantile(values, (0, 0.5, 1)))
+    return {"lowest": lowest, "median": median, "highest": highest}
 
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main, prog="python -m jaxhist.data.speed", description=__doc__)
+        tyro.cli(main, prog="python -m jaxhist.data.speed")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
