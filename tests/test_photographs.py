@@ -139,6 +139,7 @@ def test_a_tfds_set_is_read_as_it_is_stored():
     source = photographs.from_tfds("imagenet_sample")
     train = source.load("train")
     assert source.classes == 1000 and len(train) == 1000
+    assert sorted(photograph.label for photograph in train) == list(range(1000))
     decoded = tfds.data_source("imagenet_sample", split="train")
     for i in (0, 999):
         assert train[i].jpeg[:2] == b"\xff\xd8" and train[i].name.endswith(f"train {i}")
