@@ -82,6 +82,8 @@ class _Split(Sequence):
         return len(self.examples)
 
     def __getitem__(self, i: int) -> Photograph:
+        if not 0 <= i < len(self):
+            raise IndexError(i)  # so that it can be iterated over
         example = self.examples[i]
         return Photograph(example["image"], np.int32(example["label"]), f"{self.name} {i}")
 
