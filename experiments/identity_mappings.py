@@ -70,7 +70,8 @@ def build(config: Config, run: Run) -> Experiment:
         model = partial(AlteredResNet, altered=config.unit)
     else:
         model = partial(SmallPreResNet, bottleneck=config.unit.endswith("bottleneck"))
-    return resnet.learn(config, run, partial(model, config.depth))
+    data = resnet.small_images(config, run)
+    return resnet.learn(config, run, data, partial(model, config.depth), (1 / 2, 3 / 4))
 
 
 # Claims, on the digits.

@@ -43,7 +43,7 @@ def main(
 
     Args:
       build: (config, run) -> Experiment. Reads no data before the experiment is asked for some.
-      presets: name -> config, all instances of one frozen dataclass; the first is the default.
+      presets: name -> config, an instance of a frozen dataclass; the first is the default.
       claims: name -> claim, such as R1.
     """
     script = _Script(Path(inspect.getfile(build)).stem, build, presets, claims)
@@ -56,7 +56,7 @@ def main(
     verb, *arguments = sys.argv[1:] or ["--help"]
     try:
         if verb in ("-h", "--help"):
-            print(script.help(inspect.getmodule(build).__doc__))
+            tell(script.help(inspect.getmodule(build).__doc__))
             sys.exit(0)
         if verb not in verbs:
             raise _UsageError(f"no command {verb!r}; there are {', '.join(verbs)}")
@@ -115,20 +115,21 @@ class _Script:
         key = keys(0)
         state = jax.eval_shape(experiment.init, key.init)
 
-        def losses(state, batch, key):
-            metrics = experiment.step(state, batch, key)[1]
-            return {name: value for name, value in metrics.items() if name.startswith("loss")}
-
-        print(f"{self.name}  {_fields(config)}")
-        print(f"parameters      {_count(state.params):>18,}")
+        trace = jax.make_jaxpr(experiment.step, return_shape=True)
+        program, (_, metrics) = trace(state, experiment.batch, key.step)
+        # The metrics are the last outputs, by name; the forward pass is what the losses need.
+        names = sorted(metrics)
+        losses = [i - len(names) for i, name in enumerate(names) if name.startswith("loss")]
         examples = len(jax.tree.leaves(experiment.batch)[0])
-        for text, function in (("forward", losses), ("training", experiment.step)):
-            jaxpr = jax.make_jaxpr(function)(state, experiment.batch, key.step).jaxpr
-            each = flops.count(jaxpr) // examples
-            print(f"FLOPs           {each:>18,}  {text}, an example; two to a multiply-add")
+        forward = flops.count(program.jaxpr, losses) // examples
+        training = flops.count(program.jaxpr) // examples
+        tell(f"{self.name}  {_fields(config)}")
+        tell(f"parameters      {_count(state.params):>18,}")
+        tell(f"FLOPs           {forward:>18,}  forward, an example; two to a multiply-add")
+        tell(f"FLOPs           {training:>18,}  training, an example")
         for name in ("params", "opt_state", "extra"):
-            print(f"memory          {_bytes(getattr(state, name)):>18,}  bytes, {name}")
-        print(f"memory          {_bytes(experiment.batch):>18,}  bytes, a batch of {examples}")
+            tell(f"memory          {_bytes(getattr(state, name)):>18,}  bytes, {name}")
+        tell(f"memory          {_bytes(experiment.batch):>18,}  bytes, a batch of {examples}")
         return 0
 
     def check(self, arguments: list[str]) -> int:
@@ -184,13 +185,12 @@ class _Script:
         return chosen.config, chosen.run
 
     def _config(self, saved: dict) -> Any:
-        kind = type(next(iter(self.presets.values())))
-        try:
-            return kind(**saved)
-        except TypeError as error:
-            raise UserError(
-                f"the run was made by another version of {self.name}: {error}"
-            ) from error
+        for config in self.presets.values():
+            if {field.name for field in dataclasses.fields(config)} == saved.keys():
+                return type(config)(**saved)
+        raise UserError(
+            f"the run was made by another version of {self.name}, with {', '.join(saved)}"
+        )
 
 
 def _stopped(workdir: str) -> int:

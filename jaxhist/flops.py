@@ -5,18 +5,24 @@ count leaves out the repetitions of a scan and counts what it has rewritten.
 """
 
 import math
+from collections.abc import Sequence
 
 from jax.extend import core
 
 
-def count(jaxpr: core.Jaxpr) -> int:
+def count(jaxpr: core.Jaxpr, outputs: Sequence[int] | None = None) -> int:
     """The FLOPs that the outputs of a jaxpr need, such as `jax.make_jaxpr(f)(...).jaxpr`.
+
+    Args:
+      jaxpr: what is run.
+      outputs: the places of the outputs that are wanted; all if not given.
 
     The body of a `scan` counts once per iteration, that of a `while_loop` once (its length is not
     known), and of a `cond` the dearest branch.
     """
     total = 0
-    needed = set(filter(_is_variable, jaxpr.outvars))
+    wanted = jaxpr.outvars if outputs is None else [jaxpr.outvars[i] for i in outputs]
+    needed = set(filter(_is_variable, wanted))
     for equation in reversed(jaxpr.eqns):
         if needed.isdisjoint(equation.outvars):
             continue

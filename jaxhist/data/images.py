@@ -1,7 +1,7 @@
 """Labelled images of one size: scikit-learn's digits, or any TFDS set with `image` and `label`."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxhist import UserError
+from jaxhist.algorithm import Batch, State
 from jaxhist.data import prepared
 
 Split = dict[str, np.ndarray]  # image [N, H, W, C] uint8, label [N] int32
@@ -24,6 +25,19 @@ class Images(NamedTuple):
     shape: tuple[int, int, int]  # H, W, C
     classes: int
     load: Callable[[], dict[str, Split]]  # train, validation, test; read once and kept
+
+
+class Labelled(NamedTuple):
+    """Labelled images as an experiment uses them: in batches to train with, and to test with."""
+
+    shape: tuple[int, int, int]  # H, W, C of what the network sees
+    classes: int
+    train: Callable[[int, State], Batch]  # image [B, H, W, C], label [B]
+    validation: Callable[[], Iterable[Batch]]  # as stored
+    test: Callable[[], Iterable[Batch]]
+    views: Callable[[jax.Array], jax.Array]  # stored images -> [V, B, H, W, C], seen in a test
+    size: int = 500  # of a batch of validation and test
+    score: str = "accuracy"  # on examples held out, which chooses the checkpoint; "" chooses none
 
 
 def split_off(split: Split, size: int) -> tuple[Split, Split]:

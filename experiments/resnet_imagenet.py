@@ -1,0 +1,79 @@
+"""Deep Residual Learning for Image Recognition, section 4.1: the data of the ImageNet presets.
+
+`python -m experiments.resnet train imagenet50` runs them; here are what they vary and how
+photographs become batches.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxhist import devices
+from jaxhist.data import batches, images, photographs
+from jaxhist.data.images import Labelled
+from jaxhist.models.resnet import Shortcut
+from jaxhist.train import Run
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """Section 4.1: photographs."""
+
+    data: str = "imagenet2012"  # any TFDS set with images, labels, and splits train and validation
+    depth: int = 50  # 18, 34, 50, 101 or 152 layers
+    shortcut: Shortcut = "B"  # of section 3.3; "none" is the plain twin
+    v1_5: bool = False  # a bottleneck's stride in its 3x3 convolution, not in its first 1x1
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
+    batch: int = 256
+    rate: float = 0.1  # divided by 10 after 1/4, 1/2 and 3/4 of the steps
+    warmup: int = 0  # steps at a tenth of the rate, before it
+    steps: int = 600_000
+    evaluate_every: int = 10_000
+    patience: int = 0  # always 0
+
+
+def large_photographs(config: ImageNet, run: Run) -> Labelled:
+    """Section 3.4: crops at random scales, mirrored, in shifted colours; tests on ten crops."""
+    source = photographs.from_tfds(config.data)
+
+    def center(image):
+        return image - jnp.broadcast_to(source.statistics().mean, image.shape)
+
+    def augment(batch, key):
+        mirror_key, colour_key = jax.random.split(key)
+        image = images.random_mirror(batch["image"] / 255, mirror_key)
+        image = photographs.colour_shift(image, colour_key, source.statistics().covariance)
+        return {**batch, "image": center(image)}
+
+    def views(image):
+        five = jnp.moveaxis(image, 1, 0) / 255  # [B, 5, H, W, C] -> [5, B, H, W, C]
+        return center(jnp.concatenate([five, five[..., ::-1, :]]))
+
+    def test():
+        see = lambda photo: {"image": photographs.five(photo), "label": photo.label}
+        return batches.in_order(source.load("validation"), see, size)
+
+    size = 32
+    return Labelled(
+        (photographs.SIZE, photographs.SIZE, 3),
+        source.classes,
+        batches.streamed(
+            lambda: source.load("train"),
+            lambda photo, random: {
+                "image": photographs.scale_jitter(photo, random),
+                "label": photo.label,
+            },
+            config.batch,
+            run.seed,
+            devices.mesh(run.devices),
+            augment,
+        ),
+        # As in the paper: the split "validation" is what is reported, so it chooses nothing.
+        validation=test,
+        test=test,
+        views=views,
+        size=size,
+        score="",
+    )
