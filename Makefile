@@ -1,5 +1,6 @@
 # make install [ACCELERATOR=cuda|tpu] [PYTHON=python3.12]   into .venv, with the tested versions
 # make demo                                                 a residual network learns digits
+# make claims                                               what the papers say, put to the test
 # make test | test-long | lint | clean
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ ACCELERATOR ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(or $(ACCELERATOR),cpu)
 
-.PHONY: install demo test test-long lint clean
+.PHONY: install demo claims test test-long lint clean
 
 install: $(INSTALLED)
 
@@ -29,6 +30,10 @@ demo: install
 	@echo '  python -m experiments.resnet train small --shortcut none --depth 56 --run.workdir runs/plain'
 	@echo '  python -m experiments.resnet evaluate runs/resnet-small'
 	@echo '  python -m experiments.resnet describe cifar10'
+
+claims: install
+	$(BIN)/python -m experiments.resnet claims
+	$(BIN)/python -m experiments.identity_mappings claims
 
 test: install
 	$(BIN)/python -m pytest -n 2 -q

@@ -244,7 +244,8 @@ def draw_responses(trained: dict[str, list[Trained]], figure: Figure):
     axes = figure.subplots()
     for arm, (first, *_) in trained.items():
         axes.plot(responses(first), label=arm, marker=".")
-    axes.set(xlabel="layer", ylabel="standard deviation of its output", title="digits, seed 0")
+    axes.set(xlabel="layer", ylabel="standard deviation of its output", yscale="log")
+    axes.set(title="digits, seed 0")
     axes.grid(alpha=0.3)
     axes.legend()
 

@@ -52,7 +52,7 @@ def large_photographs(config: ImageNet, run: Run) -> Labelled:
         return center(jnp.concatenate([five, five[..., ::-1, :]]))
 
     def test():
-        see = lambda photo: {"image": photographs.five(photo), "label": photo.label}
+        see = lambda photo: {"image": photographs.five_crops(photo), "label": photo.label}
         return batches.in_order(source.load("validation"), see, size)
 
     size = 32

@@ -25,8 +25,6 @@ import numpy as np
 import scipy.stats
 from etils import epath
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from jaxhist import devices, log, tell
 from jaxhist.algorithm import State
@@ -207,19 +205,22 @@ def _seconds(trained: Trained) -> float:
 
 def show(key: str, result: dict):
     """Print the figures and the verdict of a claim."""
-    table = Table(title=f"{key}  {result['says']}", title_justify="left", show_header=False)
-    table.add_column("")
-    table.add_column("", justify="right")
+    tell(f"\n{key}  {result['says']}")
+    tell(f"    the paper: {result['paper']}")
     if "sides" in result:
         for name, (left, right) in result["sides"].items():
-            table.add_row(name, f"{left:.6g} = {right:.6g}")
-    else:
-        for arm, figures in result["figures"].items():
-            for name, values in figures.items():
-                table.add_row(f"{arm}: {name}", f"{np.mean(values):.4g} ± {np.std(values):.2g}")
-        for text, values in result["inequalities"].items():
-            table.add_row(text, f"by {values['mean']:.4g}, p = {values['p']:.2g}")
-    p = f", p = {result['p']:.2g}, {result['seeds']} seeds" if "p" in result else ""
-    table.add_row(f"the paper: {result['paper']}", "")
-    table.add_row("verdict", f"{result['verdict']}{p}")
-    Console().print(table)
+            tell(f"    {name:16}  {left:.6g} = {right:.6g}")
+        tell(f"    {result['verdict']}\n")
+        return
+    for arm, figures in result["figures"].items():
+        texts = [f"{name} {_mean(values)}" for name, values in figures.items()]
+        tell(f"    {arm:16}  {'   '.join(texts)}")
+    for text, of in result["inequalities"].items():
+        tell(f"    {text}: by {_mean(of['excess'])}, p = {of['p']:.2g}")
+    tell(f"    {result['verdict']}, p = {result['p']:.2g}, {result['seeds']} seeds\n")
+
+
+def _mean(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds, such as `2.73 ± 0.41`."""
+    scatter = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4g}{scatter}"

@@ -5,10 +5,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-
 from conftest import needs
+
 from experiments import resnet
 from jaxhist.algorithm import keys
+from jaxhist.data import photographs
+from jaxhist.models.resnet import ResNet
 from jaxhist.train import Run
 
 SAMPLE = replace(resnet.PRESETS["imagenet50"], data="imagenet_sample", batch=8, rate=0.01)
@@ -27,6 +29,38 @@ def test_training_batches_are_centred_crops_and_tests_see_ten_views():
     # Uncentred, the last five are the mirror images of the first.
     uncentred = views - data.views(np.zeros_like(five))
     np.testing.assert_allclose(uncentred[:5, ..., ::-1, :], uncentred[5:], atol=1e-6)
+
+
+@pytest.fixture
+def validated(monkeypatch):
+    """The first five photographs of the sample stand for the split validation, which it lacks."""
+    source = photographs.from_tfds("imagenet_sample")
+    load = lambda split: [source.load("train")[i] for i in range(5)]
+    monkeypatch.setattr(photographs, "from_tfds", lambda name: source._replace(load=load))
+
+
+@needs("imagenet_sample")
+def test_every_photograph_is_tested_once_in_ten_crops(validated):
+    (batch,) = resnet.large_photographs(SAMPLE, Run()).test()
+    assert batch["image"].shape == (5, 5, 224, 224, 3) and batch["image"].dtype == np.uint8
+    assert batch["label"].shape == (5,)
+
+
+@pytest.mark.long
+@needs("imagenet_sample")
+def test_a_test_measures_the_mean_of_the_probabilities(validated):
+    experiment = resnet.build(replace(SAMPLE, depth=18), Run(devices=1))
+    state = jax.jit(experiment.init)(keys(0).init)
+    measured = experiment.test(state)
+    assert measured.keys() == {"loss", "accuracy", "top5"}
+    model = ResNet(18, 1000)
+    (batch,) = resnet.large_photographs(SAMPLE, Run()).test()
+    views = resnet.large_photographs(SAMPLE, Run()).views(batch["image"])
+    variables = {"params": state.params, "batch_stats": state.extra}
+    likely = np.mean([jax.nn.softmax(model.apply(variables, v, train=False)) for v in views], 0)
+    rank = (-likely).argsort(-1).argsort(-1)[np.arange(5), batch["label"]]
+    assert np.isclose(measured["loss"], -np.log(likely[np.arange(5), batch["label"]]).mean(), 1e-3)
+    assert measured["accuracy"] == np.mean(rank < 1) and measured["top5"] == np.mean(rank < 5)
 
 
 @pytest.mark.long
