@@ -71,7 +71,8 @@ def build(config: Config, run: Run) -> Experiment:
     else:
         model = partial(SmallPreResNet, bottleneck=config.unit.endswith("bottleneck"))
     data = resnet.small_images(config, run)
-    return resnet.learn(config, run, data, partial(model, config.depth), (1 / 2, 3 / 4))
+    model = partial(model, config.depth)
+    return resnet.learn(config, run, data, model, resnet.warmed(config), config.patience)
 
 
 # Claims, on the digits.

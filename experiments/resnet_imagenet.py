@@ -28,10 +28,8 @@ class ImageNet:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
     batch: int = 256
     rate: float = 0.1  # divided by 10 after 1/4, 1/2 and 3/4 of the steps
-    warmup: int = 0  # steps at a tenth of the rate, before it
     steps: int = 600_000
     evaluate_every: int = 10_000
-    patience: int = 0  # always 0
 
 
 def large_photographs(config: ImageNet, run: Run) -> Labelled:
