@@ -89,16 +89,11 @@ def small_images(config: Config, run: Run) -> Labelled:
             image = images.random_mirror(image, mirror_key)
         return {**batch, "image": image}
 
+    mesh = devices.mesh(run.devices)
     return Labelled(
         source.shape,
         source.classes,
-        batches.on_device(
-            lambda: source.load()["train"],
-            config.batch,
-            run.seed,
-            devices.mesh(run.devices),
-            augment,
-        ),
+        batches.on_device(lambda: source.load()["train"], config.batch, run.seed, mesh, augment),
         validation=lambda: batches.slices(source.load()["validation"]),
         test=lambda: batches.slices(source.load()["test"]),
         views=lambda image: center(image)[None],
