@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxhist import UserError
+from jaxhist.convolution import convolve
 
 # Section 3.3. Where the shape changes, A subsamples and pads with zeros and B projects; C projects
 # everywhere. A plain network has none.
@@ -35,6 +36,7 @@ def convolution(filters: int, kernel: int, strides: int = 1, *, dtype: Any) -> n
         use_bias=False,
         kernel_init=he_normal,
         dtype=dtype,
+        conv_general_dilated=convolve,
     )
 
 
