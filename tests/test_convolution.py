@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxhist import devices, flops
 from jaxhist.convolution import IMAGES, convolve
 
-# Kernel, strides, padding. The last three are XLA's own: they change the image's size.
+# Kernel, strides, padding. Three are XLA's own: they change the image's size.
 CASES = {
     "3x3": ((3, 3), (1, 1), ((1, 1), (1, 1))),
     "1x1": ((1, 1), (1, 1), ((0, 0), (0, 0))),
@@ -19,6 +19,8 @@ CASES = {
     "valid": ((3, 3), (1, 1), "VALID"),
     "wide": ((2, 2), (1, 1), ((3, 3), (2, 2))),
     "stride": ((3, 3), (2, 2), ((1, 1), (1, 1))),
+    "larger than the image": ((7, 3), (1, 1), ((3, 3), (1, 1))),
+    "larger than the image, uneven": ((8, 9), (1, 1), ((3, 4), (4, 4))),
 }
 
 
