@@ -39,7 +39,7 @@ class Config:
     warmup: int = 0  # steps at a tenth of the rate, before it
     steps: int = 1200
     evaluate_every: int = 50
-    patience: int = 12  # evaluations without a better accuracy before stopping; 0 never stops
+    patience: int = 12  # evaluations without a better score before stopping; 0 never stops
 
 
 # Section 5: "we warm up the training by using a smaller learning rate of 0.01 at the beginning 400

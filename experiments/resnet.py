@@ -44,7 +44,7 @@ class Config:
     warmup: int = 0  # steps at a tenth of the rate, before it
     steps: int = 1200
     evaluate_every: int = 50
-    patience: int = 12  # evaluations without a better accuracy before stopping; 0 never stops
+    patience: int = 12  # evaluations without a better score before stopping; 0 never stops
 
 
 CIFAR10 = Config(
@@ -158,8 +158,10 @@ def learn(config, run: Run, data: Labelled, model, rate: optax.Schedule, patienc
         logits = nn.logsumexp(logits, axis=0) - np.log(len(views))  # [B, classes]
         label = batch["label"]
         top = jax.lax.top_k(logits, min(5, data.classes))[1]  # [B, 5]
+        values = losses.categorical_cross_entropy(logits, label)
         return {
-            "loss": losses.categorical_cross_entropy(logits, label),
+            "loss": values,
+            "probability": jnp.exp(-values),  # of the right class
             "accuracy": top[:, 0] == label,
             **({"top5": jnp.any(top == label[:, None], -1)} if data.classes >= 100 else {}),
         }
@@ -244,7 +246,7 @@ def draw_responses(trained: dict[str, list[Trained]], figure: Figure):
     axes = figure.subplots()
     for arm, (first, *_) in trained.items():
         axes.plot(responses(first), label=arm, marker=".")
-    axes.set(xlabel="layer", ylabel="standard deviation of its output", yscale="log")
+    axes.set(xlabel="layer", ylabel="standard deviation of its output", ylim=(0, None))
     axes.set(title="digits, seed 0")
     axes.grid(alpha=0.3)
     axes.legend()
