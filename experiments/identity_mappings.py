@@ -97,7 +97,9 @@ def draw_training_losses(trained: dict[str, list[Trained]], figure: Figure):
     axes = figure.subplots()
     plots.compare(axes, runs, lambda line: line["loss"], window=8)
     depth = next(iter(trained.values()))[0].config.depth
-    axes.set(ylabel="training loss", yscale="log", title=f"digits, {depth} layers")
+    # What leaves the picture, diverges.
+    axes.set(ylabel="training loss", yscale="log", ylim=(None, 1e3))
+    axes.set(title=f"digits, {depth} layers")
 
 
 def gradients() -> dict[str, tuple[float, float]]:
