@@ -97,8 +97,8 @@ def draw_training_losses(trained: dict[str, list[Trained]], figure: Figure):
     axes = figure.subplots()
     plots.compare(axes, runs, lambda line: line["loss"], window=8)
     depth = next(iter(trained.values()))[0].config.depth
-    # What leaves the picture, diverges.
-    axes.set(ylabel="training loss", yscale="log", ylim=(None, 1e3))
+    axes.set(ylabel="training loss", yscale="log")
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1e3))  # what leaves the picture, diverges
     axes.set(title=f"digits, {depth} layers")
 
 
