@@ -109,6 +109,27 @@ def classify(x: jax.Array, classes: int, dtype: Any) -> jax.Array:
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
+def small_stages(depth: int, layers: int = 6) -> list[tuple[int, int]]:
+    """Filters and strides of each block for CIFAR-10 (section 4.2): three stages of n blocks, 16,
+    32 and 64 wide, at the full, half and quarter resolution.
+
+    Args:
+      depth: `layers` n + 2.
+      layers: in one block of each stage, together; 9 with bottlenecks.
+
+    Raises:
+      UserError: there is no such n.
+    """
+    n, rest = divmod(depth - 2, layers)
+    if n < 1 or rest:
+        raise UserError(f"depth {depth} is not {layers}n + 2")
+    return [
+        (filters, 2 if filters > 16 and index == 0 else 1)
+        for filters in (16, 32, 64)
+        for index in range(n)
+    ]
+
+
 class SmallResNet(nn.Module):
     """The network for CIFAR-10 (section 4.2): 6n + 2 layers, three stages of n blocks.
 
@@ -123,15 +144,10 @@ class SmallResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        n, rest = divmod(self.depth - 2, 6)
-        if n < 1 or rest:
-            raise UserError(f"depth {self.depth} is not 6n + 2")
         conv, norm = partial(convolution, dtype=self.dtype), normalization(train, self.dtype)
         x = nn.relu(norm()(conv(16, 3)(image)))
-        for stage, filters in enumerate((16, 32, 64)):
-            for index in range(n):
-                strides = 2 if stage > 0 and index == 0 else 1
-                x = Block(filters, strides, self.shortcut, conv, norm)(x)
+        for filters, strides in small_stages(self.depth):
+            x = Block(filters, strides, self.shortcut, conv, norm)(x)
         return classify(x, self.classes, self.dtype)
 
 

@@ -19,6 +19,7 @@ from jaxhist.models.resnet import (
     he_normal,
     normalization,
     padded_identity,
+    small_stages,
 )
 
 
@@ -65,17 +66,12 @@ class SmallPreResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        layers = 9 if self.bottleneck else 6
-        n, rest = divmod(self.depth - 2, layers)
-        if n < 1 or rest:
-            raise UserError(f"depth {self.depth} is not {layers}n + 2")
         conv, norm = partial(convolution, dtype=self.dtype), normalization(train, self.dtype)
         x = nn.relu(norm()(conv(16, 3)(image)))
-        for stage, filters in enumerate((16, 32, 64)):
-            for index in range(n):
-                strides = 2 if stage > 0 and index == 0 else 1
-                first = stage == index == 0
-                x = Preactivation(filters, strides, self.bottleneck, first, conv, norm)(x)
+        for index, (filters, strides) in enumerate(
+            small_stages(self.depth, 9 if self.bottleneck else 6)
+        ):
+            x = Preactivation(filters, strides, self.bottleneck, index == 0, conv, norm)(x)
         return classify(nn.relu(norm()(x)), self.classes, self.dtype)
 
 
@@ -150,13 +146,8 @@ class AlteredResNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
-        n, rest = divmod(self.depth - 2, 6)
-        if n < 1 or rest:
-            raise UserError(f"depth {self.depth} is not 6n + 2")
         conv, norm = partial(convolution, dtype=self.dtype), normalization(train, self.dtype)
         x = nn.relu(norm()(conv(16, 3)(image)))
-        for stage, filters in enumerate((16, 32, 64)):
-            for index in range(n):
-                strides = 2 if stage > 0 and index == 0 else 1
-                x = AlteredBlock(filters, strides, self.altered, train, conv, norm)(x)
+        for filters, strides in small_stages(self.depth):
+            x = AlteredBlock(filters, strides, self.altered, train, conv, norm)(x)
         return classify(x, self.classes, self.dtype)
