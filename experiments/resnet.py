@@ -18,11 +18,11 @@ import optax
 from matplotlib.figure import Figure
 
 from experiments.resnet_imagenet import ImageNet, large_photographs
-from jaxhist import UserError, devices, evaluate, losses, plots
+from jaxhist import devices, evaluate, losses, plots
 from jaxhist.algorithm import descend
 from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
-from jaxhist.data import batches, images
+from jaxhist.data import images
 from jaxhist.data.images import Labelled
 from jaxhist.models.resnet import ResNet, Shortcut, SmallResNet
 from jaxhist.train import Experiment, Run
@@ -72,40 +72,9 @@ PRESETS = {
 
 def small_images(config: Config, run: Run) -> Labelled:
     """Section 4.2: pad, and crop at random the image or its mirror image."""
-    if config.pad < 0:
-        raise UserError(f"pad is {config.pad}; it cannot be negative")
-    if config.data == "digits":
-        source = images.digits(config.validation)
-    else:
-        source = images.from_tfds(config.data, config.validation)
-
-    def center(image):
-        return centered(image, source.load()["train"]["image"])
-
-    def augment(batch, key):
-        crop_key, mirror_key = jax.random.split(key)
-        image = images.random_crop(center(batch["image"]), crop_key, config.pad)
-        if config.mirror:
-            image = images.random_mirror(image, mirror_key)
-        return {**batch, "image": image}
-
+    source = images.named(config.data, config.validation)
     mesh = devices.mesh(run.devices)
-    return Labelled(
-        source.shape,
-        source.classes,
-        batches.on_device(lambda: source.load()["train"], config.batch, run.seed, mesh, augment),
-        validation=lambda: batches.slices(source.load()["validation"]),
-        test=lambda: batches.slices(source.load()["test"]),
-        views=lambda image: center(image)[None],
-    )
-
-
-def centered(image, train: np.ndarray):
-    """The mean of the training images subtracted, pixel by pixel.
-
-    Not in the paper: divided by 255, which makes no difference to batch normalization.
-    """
-    return (image - train.mean(0, keepdims=True, dtype=np.float32)) / 255
+    return images.crops(source, config.batch, config.pad, config.mirror, run.seed, mesh)
 
 
 def build(config: Config | ImageNet, run: Run) -> Experiment:
@@ -153,18 +122,7 @@ def learn(config, run: Run, data: Labelled, model, rate: optax.Schedule, patienc
         variables = {"params": state.params, "batch_stats": state.extra}
         views = data.views(batch["image"])  # [V, B, H, W, C]
         logits = model.apply(variables, views.reshape(-1, *data.shape), train=False)
-        # The mean of the probabilities over the views of an image.
-        logits = nn.log_softmax(logits.reshape(*views.shape[:2], -1))
-        logits = nn.logsumexp(logits, axis=0) - np.log(len(views))  # [B, classes]
-        label = batch["label"]
-        top = jax.lax.top_k(logits, min(5, data.classes))[1]  # [B, 5]
-        values = losses.categorical_cross_entropy(logits, label)
-        return {
-            "loss": values,
-            "probability": jnp.exp(-values),  # of the right class
-            "accuracy": top[:, 0] == label,
-            **({"top5": jnp.any(top == label[:, None], -1)} if data.classes >= 100 else {}),
-        }
+        return evaluate.classification(logits.reshape(*views.shape[:2], -1), batch["label"])
 
     # Algorithm. Section 3.4: SGD, momentum 0.9, weight decay 1e-4 on all parameters.
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(rate, momentum=0.9))
@@ -174,10 +132,7 @@ def learn(config, run: Run, data: Labelled, model, rate: optax.Schedule, patienc
     mean = evaluate.means(measure, devices.mesh(run.devices), data.size)
     return Experiment(
         data=data.train,
-        batch={
-            "image": jax.ShapeDtypeStruct((config.batch, *data.shape), jnp.float32),
-            "label": jax.ShapeDtypeStruct((config.batch,), jnp.int32),
-        },
+        batch=data.batch,
         init=algorithm.init,
         step=algorithm.step,
         evaluate=lambda state: mean(state, data.validation()),
@@ -229,7 +184,7 @@ def responses(trained: Trained) -> np.ndarray:
     train, state = source.load()["train"]["image"], trained.state()
     _, caught = model.apply(
         {"params": state.params, "batch_stats": state.extra},
-        centered(train[:500], train),
+        images.centered(train[:500], train),
         train=True,
         capture_intermediates=lambda module, method: isinstance(module, nn.BatchNorm),
         mutable=["batch_stats", "intermediates"],

@@ -7,11 +7,8 @@ photographs become batches.
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-
 from jaxhist import devices
-from jaxhist.data import batches, images, photographs
+from jaxhist.data import photographs
 from jaxhist.data.images import Labelled
 from jaxhist.models.resnet import Shortcut
 from jaxhist.train import Run
@@ -35,43 +32,6 @@ class ImageNet:
 def large_photographs(config: ImageNet, run: Run) -> Labelled:
     """Section 3.4: crops at random scales, mirrored, in shifted colours; tests on ten crops."""
     source = photographs.from_tfds(config.data)
-
-    def center(image):
-        return image - jnp.broadcast_to(source.statistics().mean, image.shape)
-
-    def augment(batch, key):
-        mirror_key, colour_key = jax.random.split(key)
-        image = images.random_mirror(batch["image"] / 255, mirror_key)
-        image = photographs.colour_shift(image, colour_key, source.statistics().covariance)
-        return {**batch, "image": center(image)}
-
-    def views(image):
-        five = jnp.moveaxis(image, 1, 0) / 255  # [B, 5, H, W, C] -> [5, B, H, W, C]
-        return center(jnp.concatenate([five, five[..., ::-1, :]]))
-
-    def test():
-        see = lambda photo: {"image": photographs.five_crops(photo), "label": photo.label}
-        return batches.in_order(source.load("validation"), see, size)
-
-    size = 32
-    return Labelled(
-        (photographs.SIZE, photographs.SIZE, 3),
-        source.classes,
-        batches.streamed(
-            lambda: source.load("train"),
-            lambda photo, random: {
-                "image": photographs.scale_jitter(photo, random),
-                "label": photo.label,
-            },
-            config.batch,
-            run.seed,
-            devices.mesh(run.devices),
-            augment,
-        ),
-        # As in the paper: the split "validation" is what is reported, so it chooses nothing.
-        validation=test,
-        test=test,
-        views=views,
-        size=size,
-        score="",
-    )
+    view, test_view = photographs.scale_jitter, photographs.five_crops
+    mesh = devices.mesh(run.devices)
+    return photographs.crops(source, config.batch, view, test_view, run.seed, mesh)

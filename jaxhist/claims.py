@@ -26,7 +26,7 @@ import scipy.stats
 from etils import epath
 from matplotlib.figure import Figure
 
-from jaxhist import devices, log, tell
+from jaxhist import UserError, devices, log, tell
 from jaxhist.algorithm import State
 from jaxhist.checkpoint import tested
 from jaxhist.files import failing_in_one_line, write_durably
@@ -113,6 +113,10 @@ def check(
       Interrupted: asked to stop; the same call goes on.
     """
     folder, path = epath.Path(options.output), epath.Path(options.output) / f"{name}.json"
+    try:  # before anything is trained
+        results = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it") from error
     # One program per arm, compiled once for all seeds.
     jax.config.update("jax_compilation_cache_dir", str(epath.Path(options.workdir) / "compiled"))
     for key, claim in claims.items():
@@ -140,8 +144,8 @@ def check(
         }
         with failing_in_one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            there = json.loads(path.read_text()) if path.exists() else {}
-            write_durably(path, json.dumps({**there, key: {**result, **about}}, indent=1) + "\n")
+            results[key] = {**result, **about}
+            write_durably(path, json.dumps(results, indent=1) + "\n")
         show(key, result)
 
 

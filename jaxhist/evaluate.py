@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxhist import devices
+from jaxhist import devices, losses
 from jaxhist.algorithm import Batch, State
 
 
@@ -48,6 +48,30 @@ def means(
         return {name: float(sum(part[name] for part in parts) / total) for name in parts[0]}
 
     return mean
+
+
+def classification(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    """How well images are classified, by the mean of the probabilities over the views of each.
+
+    Args:
+      logits: [V, B, K] of V views.
+      label: [B].
+
+    Returns:
+      name -> [B]: the cross-entropy `loss`, the `probability` of the right class, `accuracy`, and,
+      where there are 100 classes or more, `top5`.
+    """
+    log_probability = jax.nn.log_softmax(logits)
+    logits = jax.nn.logsumexp(log_probability, axis=0) - np.log(len(logits))  # [B, K]
+    classes = logits.shape[-1]
+    top = jax.lax.top_k(logits, min(5, classes))[1]  # [B, 5]
+    values = losses.categorical_cross_entropy(logits, label)
+    return {
+        "loss": values,
+        "probability": jnp.exp(-values),
+        "accuracy": top[:, 0] == label,
+        **({"top5": jnp.any(top == label[:, None], -1)} if classes >= 100 else {}),
+    }
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:

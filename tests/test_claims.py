@@ -113,6 +113,14 @@ def test_runs_of_another_configuration_are_refused(check):
         check({"T1": claim(arms=arms)}, seeds=1)
 
 
+def test_damaged_results_are_refused_before_anything_is_trained(check, tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "tiny.json").write_text('{"T1": ')
+    monkeypatch.setattr(claims, "train", None)
+    with pytest.raises(UserError, match=r"tiny\.json is damaged"):
+        check({"T1": claim()})
+
+
 @pytest.mark.parametrize(("left", "verdict"), [(0.5, "exact"), (0.6, "not exact")])
 def test_an_equation_is_exact_or_not(check, left, verdict):
     equation = Equation("a half", "none", lambda: {"halves": (left, 0.5)})

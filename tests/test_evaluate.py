@@ -55,3 +55,21 @@ def test_a_stream_is_not_read_far_ahead_of_the_devices(monkeypatch):
     means = evaluate.means(lambda state, x: {"x": x}, devices.mesh(1), 16)
     means(None, batches.slices(np.ones(64, np.float32), 16))
     assert waited == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_classification_is_of_the_mean_probability_over_the_views(classes):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 20, classes), scale=4).astype(np.float32)
+    label = rng.integers(0, classes, 20)
+    got = evaluate.classification(jnp.array(logits), jnp.array(label))
+    assert ("top5" in got) == (classes >= 100)
+    for i in range(20):
+        views = [np.exp(view[i]) / np.exp(view[i]).sum() for view in logits]
+        likely = np.mean(views, 0)
+        ranked = list(np.argsort(-likely))
+        np.testing.assert_allclose(got["probability"][i], likely[label[i]], rtol=1e-4)
+        np.testing.assert_allclose(got["loss"][i], -np.log(likely[label[i]]), rtol=1e-4)
+        assert got["accuracy"][i] == (ranked[0] == label[i])
+        if classes >= 100:
+            assert got["top5"][i] == (label[i] in ranked[:5])

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
+from jax.sharding import Mesh
 from rich.progress import track
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, State
-from jaxhist.data import prepared
+from jaxhist.data import batches, prepared
 
 Split = dict[str, np.ndarray]  # image [N, H, W, C] uint8, label [N] int32
 
@@ -32,6 +33,7 @@ class Labelled(NamedTuple):
 
     shape: tuple[int, int, int]  # H, W, C of what the network sees
     classes: int
+    batch: Batch  # the shapes of a training batch, see `shapes`
     train: Callable[[int, State], Batch]  # image [B, H, W, C], label [B]
     validation: Callable[[], Iterable[Batch]]  # as stored
     test: Callable[[], Iterable[Batch]]
@@ -40,6 +42,14 @@ class Labelled(NamedTuple):
     # What chooses the checkpoint, on examples held out; "" chooses none. Where they are few, many
     # checkpoints are equally accurate, and the first is not the best.
     score: str = "probability"
+
+
+def shapes(batch: int, shape: tuple[int, int, int]) -> Batch:
+    """Of a training batch: image [batch, H, W, C] float32, label [batch] int32."""
+    return {
+        "image": jax.ShapeDtypeStruct((batch, *shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
 
 
 def split_off(split: Split, size: int) -> tuple[Split, Split]:
@@ -56,6 +66,11 @@ def split_off(split: Split, size: int) -> tuple[Split, Split]:
     except ValueError as error:
         raise UserError(f"{size} of {len(label)} examples cannot be held out: {error}") from error
     return tuple({name: array[index] for name, array in split.items()} for index in (rest, chosen))
+
+
+def named(name: str, validation: int) -> Images:
+    """`digits`, or a TFDS data set by its name."""
+    return digits(validation) if name == "digits" else from_tfds(name, validation)
 
 
 def digits(validation: int) -> Images:
@@ -117,6 +132,53 @@ def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
         return {"image": image, "label": label}
 
     return prepared.cached(f"{name}-{split}-{prepared.checksum(builder)}", decode)
+
+
+def crops(source: Images, batch: int, pad: int, mirror: bool, seed: int, mesh: Mesh) -> Labelled:
+    """Small images in batches: padded, cropped back at random, mirrored, and centred (ResNet,
+    section 4.2). A test sees them whole.
+
+    Args:
+      source: of the images.
+      batch: examples in a training batch.
+      pad: pixels added on each side before a random crop.
+      mirror: half of the images: right for photographs, wrong for digits.
+      seed: of the run.
+      mesh: that the batches are split over.
+
+    Raises:
+      UserError: the padding is negative.
+    """
+    if pad < 0:
+        raise UserError(f"pad is {pad}; it cannot be negative")
+
+    def center(image):
+        return centered(image, source.load()["train"]["image"])
+
+    def augment(batch, key):
+        crop_key, mirror_key = jax.random.split(key)
+        image = random_crop(center(batch["image"]), crop_key, pad)
+        if mirror:
+            image = random_mirror(image, mirror_key)
+        return {**batch, "image": image}
+
+    return Labelled(
+        source.shape,
+        source.classes,
+        shapes(batch, source.shape),
+        batches.on_device(lambda: source.load()["train"], batch, seed, mesh, augment),
+        validation=lambda: batches.slices(source.load()["validation"]),
+        test=lambda: batches.slices(source.load()["test"]),
+        views=lambda image: center(image)[None],
+    )
+
+
+def centered(image: jax.Array, train: np.ndarray) -> jax.Array:
+    """The mean of the training images subtracted, pixel by pixel.
+
+    Not in the paper: divided by 255, which makes no difference to batch normalization.
+    """
+    return (image - train.mean(0, keepdims=True, dtype=np.float32)) / 255
 
 
 def random_crop(image: jax.Array, key: jax.Array, pad: int) -> jax.Array:

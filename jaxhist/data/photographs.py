@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
+from jax.sharding import Mesh
 from PIL import Image
 from rich.progress import track
 
 from jaxhist import UserError
 from jaxhist.algorithm import Key
-from jaxhist.data import batches, prepared
+from jaxhist.data import batches, images, prepared
+from jaxhist.data.images import Labelled
 
 SIZE = 224  # pixels, of a view
 SIDE = 256  # pixels, of the central square that the views for testing are cut from
@@ -86,6 +89,66 @@ class _Split(Sequence):
             raise IndexError(i)  # so that it can be iterated over
         example = self.examples[i]
         return Photograph(example["image"], np.int32(example["label"]), f"{self.name} {i}")
+
+
+View = Callable[[Photograph, np.random.Generator], np.ndarray]
+
+
+def crops(
+    source: Photographs,
+    batch: int,
+    view: View,
+    test_view: Callable[[Photograph], np.ndarray],
+    seed: int,
+    mesh: Mesh,
+    size: int = 32,
+) -> Labelled:
+    """Photographs in batches: cropped by `view`, mirrored, in shifted colours, and centred, as in
+    AlexNet, section 4.1. A test sees each of `test_view` and its mirror image.
+
+    Args:
+      source: of the photographs.
+      batch: examples in a training batch.
+      view: makes [224, 224, 3] uint8 to train with.
+      test_view: makes [V, 224, 224, 3] uint8 to test with.
+      seed: of the run.
+      mesh: that the batches are split over.
+      size: examples in a batch of the test.
+    """
+
+    def center(image):
+        return image - jnp.broadcast_to(source.statistics().mean, image.shape)
+
+    def augment(batch, key):
+        mirror_key, colour_key = jax.random.split(key)
+        image = images.random_mirror(batch["image"] / 255, mirror_key)
+        image = colour_shift(image, colour_key, source.statistics().covariance)
+        return {**batch, "image": center(image)}
+
+    def views(image):
+        seen = jnp.moveaxis(image, 1, 0) / 255  # [B, V, H, W, C] -> [V, B, H, W, C]
+        return center(jnp.concatenate([seen, seen[..., ::-1, :]]))
+
+    def train(photograph, random):
+        return {"image": view(photograph, random), "label": photograph.label}
+
+    def test():
+        see = lambda photograph: {"image": test_view(photograph), "label": photograph.label}
+        return batches.in_order(source.load("validation"), see, size)
+
+    shape = (SIZE, SIZE, 3)
+    return Labelled(
+        shape,
+        source.classes,
+        images.shapes(batch, shape),
+        batches.streamed(lambda: source.load("train"), train, batch, seed, mesh, augment),
+        # As in the papers: the split "validation" is what is reported, so it chooses nothing.
+        validation=test,
+        test=test,
+        views=views,
+        size=size,
+        score="",
+    )
 
 
 # Views.
