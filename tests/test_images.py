@@ -99,6 +99,25 @@ def test_a_set_that_is_not_there(name, tmp_path, monkeypatch):
         images.from_tfds(name, 10).load()
 
 
+def test_reduced_keeps_a_share_of_each_label_and_averages_squares():
+    whole, part = images.digits(180), images.reduced(images.digits(180), 250, by=2)
+    assert part.shape == (4, 4, 1) and part.classes == 10
+    a, b = whole.load(), part.load()
+    assert b["train"]["image"].shape == (250, 4, 4, 1) and b["train"]["image"].dtype == np.uint8
+    assert set(np.bincount(b["train"]["label"])) <= {24, 25, 26}
+    np.testing.assert_array_equal(b["test"]["label"], a["test"]["label"])
+    square = a["test"]["image"][7, 2:4, 4:6, 0].mean()
+    assert abs(b["test"]["image"][7, 1, 2, 0] - square) <= 0.5
+    assert images.reduced(whole).load() is a
+
+
+def test_what_cannot_be_reduced_is_refused():
+    with pytest.raises(UserError, match="8 x 8 pixels cannot be divided by 3"):
+        images.reduced(images.digits(180), by=3)
+    with pytest.raises(UserError, match="5000 of 1257 examples cannot be held out"):
+        images.reduced(images.digits(180), 5000).load()
+
+
 @needs("imagenet_sample")
 def test_images_of_many_sizes_are_refused():
     with pytest.raises(UserError, match="differ in size"):

@@ -134,6 +134,36 @@ def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     return prepared.cached(f"{name}-{split}-{prepared.checksum(builder)}", decode)
 
 
+def reduced(source: Images, examples: int = 0, by: int = 1) -> Images:
+    """A part of a data set, in less detail: for what is to take minutes.
+
+    Args:
+      source: the data set.
+      examples: how many training examples to keep, of each label its share, always the same ones;
+        0 keeps all.
+      by: each square of `by` x `by` pixels becomes one, their mean.
+
+    Raises:
+      UserError: the images cannot be divided so, or (when loaded) there are too few examples.
+    """
+    height, width, channels = source.shape
+    if by < 1 or height % by or width % by:
+        raise UserError(f"images of {height} x {width} pixels cannot be divided by {by}")
+
+    def shrink(split: Split) -> Split:
+        image = split["image"].reshape(-1, height // by, by, width // by, by, channels)
+        return {**split, "image": image.mean((2, 4), dtype=np.float32).round().astype(np.uint8)}
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        splits = source.load()
+        if examples:
+            splits = {**splits, "train": split_off(splits["train"], examples)[1]}
+        return {name: shrink(split) for name, split in splits.items()} if by > 1 else splits
+
+    return Images((height // by, width // by, channels), source.classes, load)
+
+
 def crops(source: Images, batch: int, pad: int, mirror: bool, seed: int, mesh: Mesh) -> Labelled:
     """Small images in batches: padded, cropped back at random, mirrored, and centred (ResNet,
     section 4.2). A test sees them whole.
