@@ -4,7 +4,7 @@
 a target network or a memory writes its own pair; the trainer never sees the difference.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +63,62 @@ def descend(init_model: Callable, loss: Callable, optimizer: optax.GradientTrans
         return State(state.step + 1, params, opt_state, extra), {"loss": value, **metrics}
 
     return Algorithm(init, step)
+
+
+DIVERGED = 1e3  # a loss above this, in `side_by_side`
+
+
+def side_by_side(
+    algorithm_of: Callable[[jax.Array], Algorithm], settings: Sequence[float]
+) -> Algorithm:
+    """Algorithms that differ in one number, such as the learning rate, as one program.
+
+    All begin with the same parameters and see the same batches and keys. One that diverges, that is
+    whose loss is not finite or above `DIVERGED`, stays where it was; its loss is `DIVERGED` from
+    then on. For products of matrices: convolutions with many kernels at once are slow on CPU.
+
+    Args:
+      algorithm_of: setting, a float32 [], -> Algorithm.
+      settings: one for each.
+
+    Returns:
+      The Algorithm. Its params, opt_state and extra have a first axis for the settings. Its metrics
+      are those of each, as `by_setting` names them, and `diverged`, how many did.
+    """
+    values = jnp.array(settings, jnp.float32)
+    axes = State(step=None, params=0, opt_state=0, extra=0)
+
+    def init(key: Key) -> State:
+        state = jax.vmap(lambda value: algorithm_of(value).init(key), out_axes=axes)(values)
+        return state.replace(extra=(state.extra, jnp.zeros(len(values), bool)))
+
+    def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        extra, diverged = state.extra
+        before = state.replace(extra=extra)
+        step_of = lambda value, state: algorithm_of(value).step(state, batch, key)
+        after, metrics = jax.vmap(step_of, in_axes=(0, axes), out_axes=(axes, 0))(values, before)
+        moved = lambda state: (state.params, state.opt_state, state.extra)
+        finite = [
+            jnp.isfinite(x).reshape(len(values), -1).all(1) for x in jax.tree.leaves(moved(after))
+        ]
+        diverged |= ~(metrics["loss"] < DIVERGED) | ~jnp.stack(finite).all(0)
+        chosen = lambda new, old: jax.vmap(jnp.where)(diverged, old, new)
+        params, opt_state, extra = jax.tree.map(chosen, moved(after), moved(before))
+        metrics["loss"] = jnp.where(diverged, DIVERGED, metrics["loss"])
+        counts = {name: metrics.pop(name)[0] for name in list(metrics) if name.startswith("count/")}
+        metrics = by_setting(settings, metrics) | counts | {"diverged": diverged.sum()}
+        return State(after.step, params, opt_state, (extra, diverged)), metrics
+
+    return Algorithm(init, step)
+
+
+def by_setting(settings: Sequence[float], metrics: Metrics) -> Metrics:
+    """Metrics whose first axis is the setting, as one of each: `loss` -> `loss 0.01`, ..."""
+    return {
+        f"{name} {setting:g}": value[i]
+        for name, value in metrics.items()
+        for i, setting in enumerate(settings)
+    }
 
 
 class Keys(NamedTuple):

@@ -164,6 +164,38 @@ def reduced(source: Images, examples: int = 0, by: int = 1) -> Images:
     return Images((height // by, width // by, channels), source.classes, load)
 
 
+def scaled(source: Images) -> dict[str, Split]:
+    """As rows of pixels from 0 to 1: `input` [N, H W C] float32, label [N]."""
+    return {
+        name: {"input": _rows(split["image"]), "label": split["label"]}
+        for name, split in source.load().items()
+    }
+
+
+def whitened(source: Images) -> dict[str, Split]:
+    """As images whose pixels are hardly correlated and of unit variance over the training images:
+    `input` [N, H, W, C] float32, label [N].
+
+    x -> V (L + 0.01)^-1/2 V^T (x - mean), for pixels from 0 to 1 whose covariance is V L V^T. The
+    0.01 keeps what hardly varies, noise, from growing.
+    """
+    train = _rows(source.load()["train"]["image"])
+    mean = train.mean(0)
+    variances, vectors = np.linalg.eigh(np.cov(train, rowvar=False))
+    whiten = (vectors / np.sqrt(variances + 0.01) @ vectors.T).astype(np.float32)
+    return {
+        name: {
+            "input": ((split["input"] - mean) @ whiten).reshape(-1, *source.shape),
+            "label": split["label"],
+        }
+        for name, split in scaled(source).items()
+    }
+
+
+def _rows(image: np.ndarray) -> np.ndarray:
+    return image.reshape(len(image), -1) / np.float32(255)
+
+
 def crops(source: Images, batch: int, pad: int, mirror: bool, seed: int, mesh: Mesh) -> Labelled:
     """Small images in batches: padded, cropped back at random, mirrored, and centred (ResNet,
     section 4.2). A test sees them whole.

@@ -25,16 +25,36 @@ def labelled_images(name: str) -> tfds.core.DatasetBuilder:
     Raises:
       UserError: it is not there, or not made of such examples.
     """
-    try:
-        builder = tfds.builder(name)
-    except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
-        raise _missing(name) from error
+    builder = _described(name)
     features = builder.info.features
     if not {"image", "label"} <= features.keys():
         raise UserError(f"data set {name!r} has no image and label; it has {', '.join(features)}")
     if features["image"].np_dtype != np.uint8 or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data set {name!r} is not made of uint8 images with one label each")
     return builder
+
+
+def labelled_texts(name: str) -> tuple[tfds.core.DatasetBuilder, str]:
+    """The description of a data set with a text and `label`, likewise, and the text's name in it.
+
+    Raises:
+      UserError: it is not there, or not made of such examples.
+    """
+    builder = _described(name)
+    features = builder.info.features
+    texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
+    if not texts or "label" not in features or not hasattr(features["label"], "num_classes"):
+        raise UserError(
+            f"data set {name!r} has no text with a label of a class; it has {', '.join(features)}"
+        )
+    return builder, texts[0]
+
+
+def _described(name: str) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder(name)
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
+        raise _missing(name) from error
 
 
 def examples(

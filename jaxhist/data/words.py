@@ -1,0 +1,123 @@
+"""Bags of words: which of the most frequent words of a data set a text has, and its label."""
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import track
+from sklearn.feature_extraction.text import CountVectorizer
+
+from jaxhist.data import prepared
+from jaxhist.data.images import split_off
+
+WORDS = 10_000  # the most frequent of the training texts
+
+Split = dict[str, np.ndarray]  # input [N, WORDS] uint8, 1 where the text has the word; label [N]
+
+
+class Bags(NamedTuple):
+    """A data set. What is known without reading it, and how to read it."""
+
+    classes: int
+    load: Callable[[], dict[str, Split]]  # train, validation, test; read once and kept
+
+
+def named(name: str, validation: int) -> Bags:
+    """`docstrings`, or a TFDS data set by its name."""
+    return docstrings(validation) if name == "docstrings" else from_tfds(name, validation)
+
+
+# Packages that come with jaxhist and are full of English, by the names of their distributions.
+PACKAGES = {
+    "jax": "jax",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+}
+
+
+def docstrings(validation: int) -> Bags:
+    """The docstrings of five packages; the label is the package, whose name is no word.
+
+    Args:
+      validation: how many training examples to hold out.
+    """
+
+    def read() -> Split:
+        packages = track(PACKAGES, "reading the docstrings of five packages, once", transient=True)
+        texts = {package: _docstrings(package) for package in packages}
+        label = np.repeat(np.arange(len(texts), dtype=np.int32), list(map(len, texts.values())))
+        text = np.array("\0".join(text for some in texts.values() for text in some).encode())
+        return {"text": text, "label": label}
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        versions = "-".join(version(distribution) for distribution in PACKAGES.values())
+        both = prepared.cached(f"docstrings-{versions}", read)
+        text = np.array(both["text"].item().decode().split("\0"), object)
+        rest, test = split_off({"text": text, "label": both["label"]}, len(text) // 5)
+        train, held_out = split_off(rest, validation)
+        return _bags({"train": train, "validation": held_out, "test": test}, list(PACKAGES))
+
+    return Bags(len(PACKAGES), load)
+
+
+def _docstrings(package: str) -> list[str]:
+    """Of all modules, classes and functions, tests left out. Nothing is imported."""
+    (folder,) = importlib.util.find_spec(package).submodule_search_locations
+    texts = []
+    for path in sorted(Path(folder).rglob("*.py")):
+        if "tests" not in path.parts:
+            documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+            nodes = ast.walk(ast.parse(path.read_text()))
+            texts += [ast.get_docstring(node) for node in nodes if isinstance(node, documented)]
+    return [text for text in texts if text]
+
+
+def from_tfds(name: str, validation: int) -> Bags:
+    """A TFDS data set of labelled texts, with the splits train and test.
+
+    Args:
+      name: such as "imdb_reviews".
+      validation: how many training examples to hold out.
+
+    Raises:
+      UserError: it is not there, or not made of labelled texts.
+    """
+    builder, text = prepared.labelled_texts(name)
+
+    def split(name: str) -> Split:
+        examples = list(prepared.examples(builder, name))
+        return {
+            "text": np.array([example[text].decode() for example in examples], object),
+            "label": np.array([example["label"] for example in examples], np.int32),
+        }
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        train, held_out = split_off(split("train"), validation)
+        return _bags({"train": train, "validation": held_out, "test": split("test")})
+
+    return Bags(builder.info.features["label"].num_classes, load)
+
+
+def _bags(splits: dict[str, Split], stop_words: Sequence[str] | None = None) -> dict[str, Split]:
+    """The texts as bags of the words that are most frequent in the training texts."""
+    count = CountVectorizer(
+        max_features=WORDS, binary=True, dtype=np.uint8, stop_words=stop_words
+    ).fit(splits["train"]["text"])
+    return {
+        name: {"input": _wide(count.transform(split["text"]).toarray()), "label": split["label"]}
+        for name, split in splits.items()
+    }
+
+
+def _wide(bags: np.ndarray) -> np.ndarray:
+    """A small data set may have fewer words: the others never occur."""
+    return np.pad(bags, ((0, 0), (0, WORDS - bags.shape[1])))
