@@ -62,6 +62,16 @@ def gaussian_negative_log_likelihood(
     return _over_features(values, jnp.sum)
 
 
+def divergence_from_standard_normal(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+    """KL(N(m, v) || N(0, 1)) = sum_i (v_i + m_i^2 - 1 - log v_i) / 2. [B, ...] x 2 -> [B]
+
+    Kingma & Welling, arXiv:1312.6114, appendix B.
+    """
+    _same_shape(mean, log_variance)
+    m, s = _wide(mean), _wide(log_variance)
+    return _over_features((jnp.exp(s) + m**2 - 1 - s) / 2, jnp.sum)
+
+
 def _same_shape(a: jax.Array, b: jax.Array):
     """Broadcasting [B, 1] against [B] gives [B, B] and a loss that looks fine; refuse it."""
     if a.shape != b.shape:

@@ -118,6 +118,30 @@ def test_what_cannot_be_reduced_is_refused():
         images.reduced(images.digits(180), 5000).load()
 
 
+def test_scaled_images_are_rows_of_pixels_from_0_to_1():
+    source = images.digits(180)
+    data = images.scaled(source)
+    assert data.shape == (64,) and data.classes == 10
+    train, stored = data.load()["train"], source.load()["train"]
+    assert train["input"].dtype == np.float32
+    np.testing.assert_allclose(train["input"][3, 8 + 2], stored["image"][3, 1, 2, 0] / 255)
+    shapes = data.batch(7)
+    assert shapes["input"].shape == (7, 64) and shapes["label"].shape == (7,)
+
+
+def test_whitened_pixels_are_hardly_correlated():
+    """What is left of the covariance V L V^T is V L / (L + 0.01) V^T."""
+    data = images.whitened(images.digits(180))
+    assert data.shape == (8, 8, 1)
+    train = data.load()["train"]["input"].reshape(-1, 64)
+    np.testing.assert_allclose(train.mean(0), 0, atol=1e-4)
+    before = np.cov(images.scaled(images.digits(180)).load()["train"]["input"], rowvar=False)
+    left = before @ np.linalg.inv(before + 0.01 * np.eye(64))
+    np.testing.assert_allclose(np.cov(train, rowvar=False), left, atol=1e-4)
+    test = data.load()["test"]["input"]  # by the training images' statistics
+    assert test.shape == (360, 8, 8, 1) and 0 < np.abs(test.mean()) < 0.1
+
+
 @needs("imagenet_sample")
 def test_images_of_many_sizes_are_refused():
     with pytest.raises(UserError, match="differ in size"):

@@ -10,7 +10,7 @@ import jaxhist
 PACKAGE = Path(jaxhist.__file__).parent
 
 # The history of the field: a model imports from models of earlier papers alone.
-HISTORY = ["alexnet", "resnet", "resnet_v2"]
+HISTORY = ["alexnet", "adam", "resnet", "resnet_v2"]
 
 
 def imported(path):
@@ -59,4 +59,4 @@ def test_scripts_can_be_read_in_one_sitting():
     """The four parts of an experiment, that is; its claims stand behind them."""
     for path in (PACKAGE / "train.py", *(PACKAGE.parent / "experiments").glob("*.py")):
         text, *_ = path.read_text().split("\n# Claims")
-        assert len(text.rstrip().splitlines()) <= 165, path
+        assert len(text.rstrip().splitlines()) <= 180, path

@@ -117,3 +117,20 @@ def test_half_precision_is_computed_in_float32():
 def test_shapes_that_would_broadcast_are_refused(call):
     with pytest.raises(ValueError, match=r"\(5, "):
         call()
+
+
+def test_divergence_from_a_standard_normal_is_an_integral():
+    """KL(N(m, v) || N(0, 1)) of one dimension, summed up over a fine grid."""
+    m, s = np.array([0.3, -1.0]), np.array([0.5, -0.7])
+    x = np.linspace(-12, 12, 200_001)
+    log_normal = lambda mean, variance: (
+        -((x - mean) ** 2) / (2 * variance) - np.log(2 * np.pi * variance) / 2
+    )
+    want = 0.0
+    for mean, log_variance in zip(m, s, strict=True):
+        q = log_normal(mean, np.exp(log_variance))
+        want += np.trapezoid(np.exp(q) * (q - log_normal(0.0, 1.0)), x)
+    got = losses.divergence_from_standard_normal(jnp.array(m)[None], jnp.array(s)[None])
+    np.testing.assert_allclose(got, [want], rtol=1e-5)
+    zero = jnp.zeros((2, 3))
+    np.testing.assert_array_equal(losses.divergence_from_standard_normal(zero, zero), np.zeros(2))

@@ -1,6 +1,7 @@
 """Labelled images of one size: scikit-learn's digits, or any TFDS set with `image` and `label`."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -42,6 +43,21 @@ class Labelled(NamedTuple):
     # What chooses the checkpoint, on examples held out; "" chooses none. Where they are few, many
     # checkpoints are equally accurate, and the first is not the best.
     score: str = "probability"
+
+
+class Inputs(NamedTuple):
+    """Labelled arrays. What is known without reading them, and how to read them."""
+
+    shape: tuple[int, ...]  # of an input
+    classes: int
+    load: Callable[[], dict[str, Split]]  # train, validation, test: input [N, ...], label [N]
+
+    def batch(self, size: int) -> Batch:
+        """The shapes of a batch, inputs as float32."""
+        return {
+            "input": jax.ShapeDtypeStruct((size, *self.shape), jnp.float32),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        }
 
 
 def shapes(batch: int, shape: tuple[int, int, int]) -> Batch:
@@ -164,32 +180,40 @@ def reduced(source: Images, examples: int = 0, by: int = 1) -> Images:
     return Images((height // by, width // by, channels), source.classes, load)
 
 
-def scaled(source: Images) -> dict[str, Split]:
-    """As rows of pixels from 0 to 1: `input` [N, H W C] float32, label [N]."""
-    return {
-        name: {"input": _rows(split["image"]), "label": split["label"]}
-        for name, split in source.load().items()
-    }
+def scaled(source: Images) -> Inputs:
+    """Images as rows of H W C pixels from 0 to 1, float32."""
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        return {
+            name: {"input": _rows(split["image"]), "label": split["label"]}
+            for name, split in source.load().items()
+        }
+
+    return Inputs((math.prod(source.shape),), source.classes, load)
 
 
-def whitened(source: Images) -> dict[str, Split]:
-    """As images whose pixels are hardly correlated and of unit variance over the training images:
-    `input` [N, H, W, C] float32, label [N].
+def whitened(source: Images) -> Inputs:
+    """Images [H, W, C] whose pixels are hardly correlated and of unit variance over the training
+    images, float32.
 
     x -> V (L + 0.01)^-1/2 V^T (x - mean), for pixels from 0 to 1 whose covariance is V L V^T. The
     0.01 keeps what hardly varies, noise, from growing.
     """
-    train = _rows(source.load()["train"]["image"])
-    mean = train.mean(0)
-    variances, vectors = np.linalg.eigh(np.cov(train, rowvar=False))
-    whiten = (vectors / np.sqrt(variances + 0.01) @ vectors.T).astype(np.float32)
-    return {
-        name: {
-            "input": ((split["input"] - mean) @ whiten).reshape(-1, *source.shape),
-            "label": split["label"],
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        rows = scaled(source).load()
+        train = rows["train"]["input"]
+        mean = train.mean(0)
+        variances, vectors = np.linalg.eigh(np.cov(train, rowvar=False))
+        whiten = (vectors / np.sqrt(variances + 0.01) @ vectors.T).astype(np.float32)
+        return {
+            name: {**split, "input": ((split["input"] - mean) @ whiten).reshape(-1, *source.shape)}
+            for name, split in rows.items()
         }
-        for name, split in scaled(source).items()
-    }
+
+    return Inputs(source.shape, source.classes, load)
 
 
 def _rows(image: np.ndarray) -> np.ndarray:

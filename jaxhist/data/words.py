@@ -1,33 +1,23 @@
-"""Bags of words: which of the most frequent words of a data set a text has, and its label."""
+"""Bags of words: 1 for each of a data set's most frequent words that a text has, 0 for others."""
 
 import ast
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich.progress import track
 from sklearn.feature_extraction.text import CountVectorizer
 
 from jaxhist.data import prepared
-from jaxhist.data.images import split_off
+from jaxhist.data.images import Inputs, Split, split_off
 
 WORDS = 10_000  # the most frequent of the training texts
 
-Split = dict[str, np.ndarray]  # input [N, WORDS] uint8, 1 where the text has the word; label [N]
 
-
-class Bags(NamedTuple):
-    """A data set. What is known without reading it, and how to read it."""
-
-    classes: int
-    load: Callable[[], dict[str, Split]]  # train, validation, test; read once and kept
-
-
-def named(name: str, validation: int) -> Bags:
+def named(name: str, validation: int) -> Inputs:
     """`docstrings`, or a TFDS data set by its name."""
     return docstrings(validation) if name == "docstrings" else from_tfds(name, validation)
 
@@ -42,7 +32,7 @@ PACKAGES = {
 }
 
 
-def docstrings(validation: int) -> Bags:
+def docstrings(validation: int) -> Inputs:
     """The docstrings of five packages; the label is the package, whose name is no word.
 
     Args:
@@ -65,7 +55,7 @@ def docstrings(validation: int) -> Bags:
         train, held_out = split_off(rest, validation)
         return _bags({"train": train, "validation": held_out, "test": test}, list(PACKAGES))
 
-    return Bags(len(PACKAGES), load)
+    return Inputs((WORDS,), len(PACKAGES), load)
 
 
 def _docstrings(package: str) -> list[str]:
@@ -80,7 +70,7 @@ def _docstrings(package: str) -> list[str]:
     return [text for text in texts if text]
 
 
-def from_tfds(name: str, validation: int) -> Bags:
+def from_tfds(name: str, validation: int) -> Inputs:
     """A TFDS data set of labelled texts, with the splits train and test.
 
     Args:
@@ -104,7 +94,7 @@ def from_tfds(name: str, validation: int) -> Bags:
         train, held_out = split_off(split("train"), validation)
         return _bags({"train": train, "validation": held_out, "test": split("test")})
 
-    return Bags(builder.info.features["label"].num_classes, load)
+    return Inputs((WORDS,), builder.info.features["label"].num_classes, load)
 
 
 def _bags(splits: dict[str, Split], stop_words: Sequence[str] | None = None) -> dict[str, Split]:

@@ -22,7 +22,7 @@ class Logistic(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.classes)(x)
 
@@ -35,7 +35,7 @@ class Multilayer(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         for width in self.widths:
             x = nn.relu(nn.Dense(width)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -54,7 +54,7 @@ class Convolutional(nn.Module):
     dropout: float  # of the fully connected layer
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         *filters, hidden = self.widths
         x = nn.Dropout(0.2 if self.dropout else 0.0, deterministic=not train)(x)
         for width in filters:
