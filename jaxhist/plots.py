@@ -10,13 +10,17 @@ from jaxhist.files import failing_in_one_line
 
 
 def curves(workdir: epath.Path):
-    """Write `curves.png` from the log of a run: a panel for each metric, a line per phase."""
+    """Write `curves.png` from the log of a run: a panel for each metric, a line per phase.
+
+    Metrics that begin with the same word, such as `loss 0.1` and `loss 0.01`, share a panel.
+    """
     header, *lines = log.read(workdir)
-    series: dict[str, dict[str, list]] = {}
+    series: dict[str, dict[tuple[str, str], list]] = {}
     for line in lines:
         for name, value in line.items():
             if name not in ("step", "phase", "speed") and value is not None:
-                points = series.setdefault(name, {}).setdefault(line["phase"], [])
+                metric, _, setting = name.partition(" ")
+                points = series.setdefault(metric, {}).setdefault((setting, line["phase"]), [])
                 points.append((line["step"], value))
     figure = Figure(figsize=(5.5 * len(series), 4), layout="constrained")
     styles = {
@@ -25,15 +29,19 @@ def curves(workdir: epath.Path):
         "test": {"color": "tab:red", "marker": "*", "markersize": 13, "linestyle": "none"},
     }
     panels = figure.subplots(1, len(series), squeeze=False)[0]
-    for axes, (name, phases) in zip(panels, series.items(), strict=True):
-        for phase, points in phases.items():
+    for axes, (metric, of_metric) in zip(panels, series.items(), strict=True):
+        settings = list(dict.fromkeys(setting for setting, _ in of_metric))
+        for (setting, phase), points in of_metric.items():
             label = phase if phase != "test" else f"test {points[-1][1]:.4g}"
-            axes.plot(*np.transpose(points), label=label, **styles[phase])
-        if "loss" in name and min(value for points in phases.values() for _, value in points) > 0:
+            color = {"color": f"C{settings.index(setting)}"} if setting else {}
+            axes.plot(
+                *np.transpose(points), label=f"{setting} {label}".strip(), **styles[phase] | color
+            )
+        if "loss" in metric and min(value for p in of_metric.values() for _, value in p) > 0:
             axes.set_yscale("log")
-        axes.set(title=name, xlabel="step")
+        axes.set(title=metric, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize=None if len(of_metric) <= 6 else 6)
     config = "  ".join(f"{name}={value}" for name, value in header["config"].items())
     figure.suptitle(f"{header['experiment']}   {config}", fontsize=8)
     with failing_in_one_line(workdir), (workdir / "curves.png").open("wb") as file:

@@ -1,0 +1,89 @@
+"""What holds for every experiment, on networks so small that it takes seconds."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import adam, regression
+from jaxhist import devices, log
+from jaxhist.algorithm import keys
+from jaxhist.checkpoint import Checkpoints
+from jaxhist.train import Run, train
+
+BRIEF = {"batch": 16, "steps": 6, "evaluate_every": 3}
+
+
+def tiny(module, preset, **changes):
+    """The script, and a preset of it made small."""
+    config = dataclasses.replace(module.PRESETS[preset], **BRIEF, **changes)
+    return pytest.param(module, config, id=f"{module.__name__.split('.')[1]} {preset}")
+
+
+EVERY = pytest.mark.parametrize(
+    "module, config",
+    [
+        tiny(regression, "small"),
+        tiny(adam, "small", widths=(16,), rates=(0.001, 0.01)),
+        tiny(adam, "convolutional", widths=(4, 4, 4, 8)),
+        tiny(adam, "autoencoder", widths=(8, 2)),
+    ],
+)
+
+
+@EVERY
+def test_one_step_on_1_and_8_devices_agrees(module, config):
+    key, results = keys(0), []
+    for count in (1, 8):
+        mesh = devices.mesh(count)
+        experiment = module.build(config, Run(devices=count))
+        state = jax.jit(experiment.init, out_shardings=devices.whole(mesh))(key.init)
+        batch = devices.put(mesh, experiment.data(0, state), experiment.batch)
+        step = jax.jit(experiment.step, out_shardings=devices.whole(mesh))
+        after, metrics = step(state, batch, key.step)
+        results.append(jax.device_get((state.params, after.params, metrics)))
+    (before, one, metrics_1), (before_8, eight, metrics_8) = results
+    jax.tree.map(np.testing.assert_array_equal, before, before_8)
+    for name in metrics_1:
+        np.testing.assert_allclose(metrics_1[name], metrics_8[name], rtol=1e-5, err_msg=name)
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    moved_1, moved_8 = (flat(params) - flat(before) for params in (one, eight))
+    # Adam's first step is the sign of the gradient, whatever its size: a gradient that is nothing
+    # but rounding may differ, so a few weights may.
+    far = np.abs(moved_1 - moved_8) > 1e-3 * np.abs(moved_1).max()
+    assert np.abs(moved_1).max() > 0 and far.mean() < 0.01
+
+
+class Killed(Exception):
+    pass
+
+
+@EVERY
+def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path):
+    """It ends where nothing is saved: two steps after the last checkpoint."""
+
+    def start(name, dies_at=None):
+        run = Run(workdir=str(tmp_path / name), log_every=1, save_every=2, devices=1)
+        experiment = module.build(config, run)
+
+        def data(step, state):
+            if step == dies_at:
+                raise Killed
+            return experiment.data(step, state)
+
+        train(experiment._replace(data=data), run, {"config": {}, "experiment": name[:0]})
+
+    start("undisturbed")
+    with pytest.raises(Killed):
+        start("killed", dies_at=5)
+    assert Checkpoints(tmp_path / "killed").steps()[0] == 4
+    start("killed")
+    lines = [
+        [{k: v for k, v in line.items() if k != "speed"} for line in log.read(tmp_path / name)[1:]]
+        for name in ("undisturbed", "killed")
+    ]
+    assert lines[0] == lines[1] and len(lines[0]) == 6 + 2 + 1
+    layout = jax.eval_shape(module.build(config, Run()).init, jax.random.key(0))
+    a, b = (Checkpoints(tmp_path / name).restore(6, layout) for name in ("undisturbed", "killed"))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
