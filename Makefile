@@ -34,6 +34,8 @@ demo: install
 claims: install
 	$(BIN)/python -m experiments.resnet claims
 	$(BIN)/python -m experiments.identity_mappings claims
+	$(BIN)/python -m experiments.adam claims
+	$(BIN)/python -m experiments.regression claims
 
 test: install
 	$(BIN)/python -m pytest -n 2 -q
