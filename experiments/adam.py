@@ -234,7 +234,7 @@ def robustness(trained: Trained) -> Figures:
     """Over the rates: how many diverge, the worst loss at the end; and one loss, early."""
     costs = {rate: cost_of(rate, trained) for rate in RATES}
     return {
-        "diverged": sum(cost[-1] == DIVERGED for cost in costs.values()),
+        "diverged": float(sum(cost[-1] == DIVERGED for cost in costs.values())),
         "worst": max(map(late, costs.values())),
         "epoch 2, rate 0.01": float(np.mean(costs[1e-2][9:18])),
     }
