@@ -156,6 +156,15 @@ def crops(
 # Views.
 
 
+def square_crop(photograph: Photograph, random: np.random.Generator) -> np.ndarray:
+    """AlexNet, section 4.1: a random crop of the central square at scale 256.
+    -> [224, 224, 3] uint8."""
+    image, (width, height) = _open(photograph, SIDE)
+    left, top = random.integers(0, SIDE - SIZE + 1, 2)
+    corner = (width - SIDE) // 2 + left, (height - SIDE) // 2 + top
+    return _crop(image, (width, height), corner, SIZE)
+
+
 def scale_jitter(photograph: Photograph, random: np.random.Generator) -> np.ndarray:
     """ResNet, section 3.4: scaled so that the shorter side is random in [256, 480], then a random
     crop. -> [224, 224, 3] uint8."""
