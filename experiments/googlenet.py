@@ -8,19 +8,23 @@ makes it cheap, and an average stands where the fully connected layers were: 22 
 eighth of AlexNet's parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from matplotlib.figure import Figure
 
-from jaxhist import devices, evaluate, losses
+from experiments import alexnet
+from jaxhist import devices, evaluate, flops, losses, plots
 from jaxhist.algorithm import State, descend
+from jaxhist.claims import Claim, Equation, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import images, photographs
 from jaxhist.data.images import Labelled
-from jaxhist.models.googlenet import GoogLeNet, SmallGoogLeNet
+from jaxhist.models.googlenet import MODULES, GoogLeNet, Inception, NaiveInception, SmallGoogLeNet
 from jaxhist.train import Experiment, Run
 
 
@@ -75,7 +79,9 @@ PRESETS = {
 }
 
 
-def build(config: Config | ImageNet, run: Run) -> Experiment:
+def build(config: Config | ImageNet | alexnet.Config, run: Run) -> Experiment:
+    if isinstance(config, alexnet.Config):  # what a claim compares with
+        return alexnet.build(config, run)
     mesh = devices.mesh(run.devices)
     dtype = jnp.dtype(config.dtype)
 
@@ -153,5 +159,143 @@ def learn(config, run: Run, data: Labelled, model, first: str, patience: int = 0
     )
 
 
+# Claims, on a part of CIFAR-10 at half its resolution.
+SMALL = replace(
+    PRESETS["cifar10"],
+    examples=10_000,
+    shrink=2,
+    pad=2,
+    validation=2000,
+    auxiliary=False,
+    batch=50,
+    rate=0.03,
+    fall_every=1600,
+    steps=1500,
+    evaluate_every=1500,
+)
+LARGE = replace(
+    alexnet.PRESETS["cifar10"],
+    examples=SMALL.examples,
+    shrink=SMALL.shrink,
+    pad=SMALL.pad,
+    validation=SMALL.validation,
+    hidden=(512, 512),
+    batch=SMALL.batch,
+    rate=0.01,
+    falls=0,
+    steps=SMALL.steps,
+    evaluate_every=SMALL.evaluate_every,
+)
+
+
+def errors(trained: Trained) -> Figures:
+    """Of what is tested, in %, and how many parameters that network has."""
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained.state().params))
+    test = trained.lines[-1]["accuracy"]
+    return {"test error": 100 * (1 - test), "thousand parameters": count / 1000}
+
+
+def as_accurate(by: dict[str, Figures]) -> float:
+    """Points of error. The parameters do not scatter: where they are few enough, it is the error
+    that is put to the test."""
+    large, small = by["alexnet"], by["inception"]
+    fewer = large["thousand parameters"] / 8 - small["thousand parameters"]
+    points = large["test error"] + 1 - small["test error"]
+    return points if fewer >= 0 else min(points, fewer)
+
+
+def draw_errors(trained: dict[str, list[Trained]], figure: Figure):
+    """Training error over the steps (lines) and test error at the end (points)."""
+    figure.set_size_inches(6, 4)
+    axes = figure.subplots()
+    label = {
+        arm: f"{arm}, {1000 * errors(first)['thousand parameters']:,.0f} parameters"
+        for arm, (first, *_) in trained.items()
+    }
+    runs = {label[arm]: [one.lines for one in of_arm] for arm, of_arm in trained.items()}
+    plots.compare(axes, runs, lambda line: 100 * (1 - line["accuracy"]), window=16)
+    for index, of_arm in enumerate(trained.values()):
+        end = [(one.config.steps * 1.03, errors(one)["test error"]) for one in of_arm]
+        axes.plot(*np.transpose(end), "o", color=f"C{index}", markersize=4)
+    axes.set(ylabel="error, %: training (lines), test (points)", ylim=(0, 100))
+    axes.set(title="CIFAR-10, 10,000 images of 16x16")
+
+
+def products() -> dict[str, tuple[float, float]]:
+    """Millions of multiply-adds of 3a and of 3b behind it, on 28x28 pixels: counted in the modules,
+    and by hand from table 1."""
+    sides = {}
+    for module in (NaiveInception, Inception):
+        x = jax.ShapeDtypeStruct((1, 28, 28, 192), jnp.float32)
+        for name in ("3a", "3b"):
+            width, C = MODULES[name][0], x.shape[-1]
+            layer = module(width)
+            variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+            program, x = jax.make_jaxpr(layer.apply, return_shape=True)(variables, x)
+            if module is NaiveInception:
+                by_hand = C * (width.one + 9 * width.three + 25 * width.five)
+            else:
+                reductions = width.three_reduce + width.five_reduce
+                by_hand = C * (width.one + reductions + width.projection)
+                by_hand += 9 * width.three_reduce * width.three
+                by_hand += 25 * width.five_reduce * width.five
+            counted = flops.count(program.jaxpr) / 2
+            sides[f"{name} {module.__name__}"] = counted / 1e6, 28 * 28 * by_hand / 1e6
+    return sides
+
+
+FIRST = 200  # steps in which the gradient is measured
+
+
+def first_gradient(trained: Trained) -> Figures:
+    """The norm of the first module's gradient, the mean over every fifth of the first steps."""
+    lines = [line for line in trained.lines if line.get("phase") == "train"]
+    return {"gradient": float(np.mean([e["gradient"] for e in lines if e["step"] <= FIRST]))}
+
+
+def draw_gradients(trained: dict[str, list[Trained]], figure: Figure):
+    """Over the first steps."""
+    figure.set_size_inches(6, 4)
+    axes = figure.subplots()
+    early = lambda lines: [line for line in lines if line["step"] <= FIRST]
+    runs = {arm: [early(one.lines[1:]) for one in of_arm] for arm, of_arm in trained.items()}
+    plots.compare(axes, runs, lambda line: line["gradient"], window=4)
+    axes.set(ylabel="norm of the first module's gradient", ylim=(0, None))
+    axes.set(title="CIFAR-10, 10,000 images of 16x16")
+
+
+CLAIMS = {
+    "G1": Claim(
+        says="Inception modules are as accurate with a fraction of the parameters.",
+        paper="ImageNet top-5 error 6.67 %, and 16.4 of AlexNet, which has 12 times the parameters "
+        "(section 1, table 2)",
+        arms={"alexnet": LARGE, "inception": SMALL},
+        figures=errors,
+        inequalities={
+            "parameters: inception <= alexnet / 8, "
+            "and test error: inception <= alexnet + 1 point": as_accurate
+        },
+        picture=draw_errors,
+    ),
+    "G2": Equation(
+        says="Without 1x1 reductions a module needs 2.4 times the multiply-adds, the next 4.6.",
+        paper="table 1: 128 million for 3a and 304 for 3b, with reductions",
+        sides=products,
+    ),
+    "G3": Claim(
+        says="An auxiliary head makes the gradient in the first module larger.",
+        paper="section 5, without figures",
+        arms={"inception": SMALL, "with-head": replace(SMALL, auxiliary=True, steps=FIRST)},
+        figures=first_gradient,
+        inequalities={
+            "gradient: with-head > inception": lambda by: (
+                by["with-head"]["gradient"] - by["inception"]["gradient"]
+            )
+        },
+        picture=draw_gradients,
+    ),
+}
+
+
 if __name__ == "__main__":
-    main(build, PRESETS, {})
+    main(build, PRESETS, CLAIMS)
