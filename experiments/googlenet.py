@@ -170,8 +170,8 @@ SMALL = replace(
     batch=50,
     rate=0.03,
     fall_every=1600,
-    steps=1500,
-    evaluate_every=1500,
+    steps=4000,
+    evaluate_every=4000,
 )
 LARGE = replace(
     alexnet.PRESETS["cifar10"],
@@ -180,9 +180,10 @@ LARGE = replace(
     pad=SMALL.pad,
     validation=SMALL.validation,
     hidden=(512, 512),
+    normalize=False,
     batch=SMALL.batch,
-    rate=0.01,
-    falls=0,
+    rate=0.03,
+    falls=1,
     steps=SMALL.steps,
     evaluate_every=SMALL.evaluate_every,
 )
