@@ -4,11 +4,12 @@ Christian Szegedy, Wei Liu, Yangqing Jia, Pierre Sermanet, Scott Reed, Dragomir 
 Erhan, Vincent Vanhoucke, Andrew Rabinovich, 2014. arXiv:1409.4842.
 
 What changed: the model. A layer looks at several scales at once, each behind a 1x1 convolution that
-makes it cheap, and an average stands where the fully connected layers were: 22 layers have an
-eighth of AlexNet's parameters.
+makes it cheap, and an average stands where the fully connected layers were: 22 layers have less
+than an eighth of AlexNet's parameters.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -18,11 +19,12 @@ import optax
 from matplotlib.figure import Figure
 
 from experiments import alexnet
+from experiments.googlenet_imagenet import ImageNet, large_photographs
 from jaxhist import devices, evaluate, flops, losses, plots
 from jaxhist.algorithm import State, descend
 from jaxhist.claims import Claim, Equation, Figures, Trained
 from jaxhist.cli import main
-from jaxhist.data import images, photographs
+from jaxhist.data import images
 from jaxhist.data.images import Labelled
 from jaxhist.models.googlenet import MODULES, GoogLeNet, Inception, NaiveInception, SmallGoogLeNet
 from jaxhist.train import Experiment, Run
@@ -48,21 +50,6 @@ class Config:
     patience: int = 12  # evaluations without a better score before stopping; 0 never stops
 
 
-@dataclass(frozen=True)
-class ImageNet:
-    """Section 6: photographs."""
-
-    data: str = "imagenet2012"  # any TFDS set with images, labels, and splits train and validation
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    # Not in the paper: batch, rate and steps. They are those that arXiv:1502.03167 trains this
-    # network with, to 72.2 % in one crop (Fig. 3).
-    batch: int = 32
-    rate: float = 0.0015
-    fall_every: int = 320_292  # steps after which the rate is 4 % lower: 8 epochs
-    steps: int = 31_000_000
-    evaluate_every: int = 1_000_000
-
-
 PRESETS = {
     "small": Config(),
     "cifar10": Config(
@@ -82,35 +69,26 @@ PRESETS = {
 def build(config: Config | ImageNet | alexnet.Config, run: Run) -> Experiment:
     if isinstance(config, alexnet.Config):  # what a claim compares with
         return alexnet.build(config, run)
-    mesh = devices.mesh(run.devices)
-    dtype = jnp.dtype(config.dtype)
-
-    # Data, model.
     if isinstance(config, ImageNet):
-        # Not in the paper: its "photometric distortions" are AlexNet's shift of the colours.
-        source = photographs.from_tfds(config.data)
-        view, test_view = photographs.inception_crop, photographs.inception_crops
-        data = photographs.crops(source, config.batch, view, test_view, run.seed, mesh, size=4)
-        return learn(config, run, data, GoogLeNet(data.classes, dtype), first="3a")
+        return learn(config, run, large_photographs(config, run), GoogLeNet, "3a")
+    model = partial(SmallGoogLeNet, auxiliary=config.auxiliary)
+    return learn(config, run, small_images(config, run), model, "first", config.patience)
+
+
+def small_images(config: Config, run: Run) -> Labelled:
+    """All of a set or a part of it, padded and cropped at random."""
+    # Data.
     source = images.named(config.data, config.validation)
-    source = images.reduced(source, examples=config.examples, by=config.shrink)
-    data = images.crops(source, config.batch, config.pad, config.mirror, run.seed, mesh)
-    model = SmallGoogLeNet(data.classes, config.auxiliary, dtype)
-    return learn(config, run, data, model, first="first", patience=config.patience)
-
-
-def polyak(average: Any, params: Any, step: jax.Array) -> Any:
-    """The average of the weights, moved towards the weights of this step, the first being 1.
-
-    Not in the paper: which average. This is polynomial-decay averaging (arXiv:1212.1824, section
-    4): step s has a weight that grows like s^8, so the average looks back over a tenth of the
-    training, however long that is.
-    """
-    return jax.tree.map(lambda a, p: a + 9 / (step + 8) * (p - a), average, params)
+    source = images.reduced(source, config.examples, config.shrink)
+    mesh = devices.mesh(run.devices)
+    return images.crops(source, config.batch, config.pad, config.mirror, run.seed, mesh)
 
 
 def learn(config, run: Run, data: Labelled, model, first: str, patience: int = 0) -> Experiment:
-    """The experiment with this data and model, whose first module has this name."""
+    """The experiment with this data, and a model that is made from `classes` and `dtype`, whose
+    first module has this name."""
+    # Model.
+    model = model(classes=data.classes, dtype=jnp.dtype(config.dtype))
 
     def init_model(key):
         params = model.init(key, jnp.zeros((1, *data.shape)), train=False)["params"]
@@ -144,6 +122,7 @@ def learn(config, run: Run, data: Labelled, model, first: str, patience: int = 0
         metrics["gradient"] = optax.tree.get(state.opt_state, "gradient")  # of the first module
         return state.replace(extra=average), metrics
 
+    # Not in the paper: with small images, what is tested is the best checkpoint on images held out.
     mean = evaluate.means(measure, devices.mesh(run.devices), data.size)
     return Experiment(
         data=data.train,
@@ -157,6 +136,17 @@ def learn(config, run: Run, data: Labelled, model, first: str, patience: int = 0
         score=data.score,
         patience=patience,
     )
+
+
+def polyak(average: Any, params: Any, step: jax.Array) -> Any:
+    """The average of the weights, moved towards those after `step` steps, 1 being the first.
+
+    Not in the paper: which average. This is polynomial-decay averaging (arXiv:1212.1824, section
+    4): step s has a weight that grows like s^8, so the average looks back over a tenth of the
+    training so far; and over 10,000 steps at most, since float32 would lose smaller changes.
+    """
+    weight = jnp.maximum(9 / (step + 8), 1e-4)
+    return jax.tree.map(lambda a, p: a + weight * (p - a), average, params)
 
 
 # Claims, on a part of CIFAR-10 at half its resolution.

@@ -25,8 +25,8 @@ def max_pool(x: jax.Array, strides: int = 1) -> jax.Array:
     """The largest of 3x3 pixels, [B, H, W, C] -> [B, ceil(H / strides), ceil(W / strides), C].
 
     The values are those of `nn.max_pool` with SAME padding. Rows and then columns are compared as
-    shifted images, of which XLA's CPU backend computes the gradient 18 times faster; where pixels
-    are equal they share it.
+    shifted images, of which XLA's CPU backend computes the gradient faster: 3 ms instead of 59 for
+    [64, 16, 16, 32]. Where pixels are equal they share it.
     """
     for axis in (1, 2):
         size = x.shape[axis]
