@@ -183,14 +183,14 @@ def errors(trained: Trained) -> Figures:
     """Of what is tested, in %, and how many parameters that network has."""
     count = sum(leaf.size for leaf in jax.tree.leaves(trained.state().params))
     test = trained.lines[-1]["accuracy"]
-    return {"test error": 100 * (1 - test), "thousand parameters": count / 1000}
+    return {"test error": 100 * (1 - test), "parameters": float(count)}
 
 
 def as_accurate(by: dict[str, Figures]) -> float:
     """Points of error. The parameters do not scatter: where they are few enough, it is the error
     that is put to the test."""
     large, small = by["alexnet"], by["inception"]
-    fewer = large["thousand parameters"] / 8 - small["thousand parameters"]
+    fewer = large["parameters"] / 8 - small["parameters"]
     points = large["test error"] + 1 - small["test error"]
     return points if fewer >= 0 else min(points, fewer)
 
@@ -200,7 +200,7 @@ def draw_errors(trained: dict[str, list[Trained]], figure: Figure):
     figure.set_size_inches(6, 4)
     axes = figure.subplots()
     label = {
-        arm: f"{arm}, {1000 * errors(first)['thousand parameters']:,.0f} parameters"
+        arm: f"{arm}, {errors(first)['parameters']:,.0f} parameters"
         for arm, (first, *_) in trained.items()
     }
     runs = {label[arm]: [one.lines for one in of_arm] for arm, of_arm in trained.items()}
@@ -208,7 +208,7 @@ def draw_errors(trained: dict[str, list[Trained]], figure: Figure):
     for index, of_arm in enumerate(trained.values()):
         end = [(one.config.steps * 1.03, errors(one)["test error"]) for one in of_arm]
         axes.plot(*np.transpose(end), "o", color=f"C{index}", markersize=4)
-    axes.set(ylabel="error, %: training (lines), test (points)", ylim=(0, 100))
+    axes.set(ylabel="error, %: training (lines), test (points)", ylim=(0, None))
     axes.set(title="CIFAR-10, 10,000 images of 16x16")
 
 

@@ -281,7 +281,7 @@ def test_the_gradient_logged_is_that_of_the_first_module(trained):
 
 
 def test_g1_is_about_error_where_the_parameters_are_few_enough():
-    figures = lambda error, count: {"test error": error, "thousand parameters": count}
+    figures = lambda error, count: {"test error": error, "parameters": count}
     by = lambda *small: {"alexnet": figures(40.0, 80.0), "inception": figures(*small)}
     assert googlenet.as_accurate(by(40.5, 10.0)) == 0.5
     assert googlenet.as_accurate(by(42.0, 10.0)) == -1
