@@ -1,3 +1,4 @@
+import types
 from dataclasses import replace
 
 import flax.linen as nn
@@ -12,7 +13,8 @@ from counts import image, multiply_adds, parameters, shapes
 from experiments import alexnet
 from jaxhist import plots
 from jaxhist.algorithm import keys
-from jaxhist.data import photographs
+from jaxhist.claims import Trained
+from jaxhist.data import images, photographs
 from jaxhist.models.alexnet import (
     AlexNet,
     Dropout,
@@ -273,6 +275,52 @@ def test_bfloat16_leaves_parameters_and_logits_in_float32():
     jaxpr = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
     products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
     assert products and {e.outvars[0].aval.dtype for e in products} == {jnp.dtype("bfloat16")}
+
+
+def trained(accuracies, steps):
+    """A run whose log has such training accuracies, in lines five steps apart."""
+    lines = [
+        {"phase": "train", "step": 5 * i, "accuracy": accuracy}
+        for i, accuracy in enumerate(accuracies, 1)
+    ]
+    return Trained(replace(alexnet.FIG1, steps=steps), Run(), lines, lambda: None)
+
+
+def test_an_error_is_reached_by_the_mean_over_a_window_of_lines():
+    """0.5, 0.5, ... and then 0.8: the mean over 20 lines is 0.6 when 7 of them are 0.8, 0.75 when
+    17 are; never 0.85."""
+    figures = alexnet.sooner(trained([0.5] * 30 + [0.8] * 40, 400))
+    assert figures == {"steps to 40 %": 185, "steps to 25 %": 235, "steps to 15 %": 400}
+
+
+def test_a_lucky_line_reaches_nothing():
+    figures = alexnet.sooner(trained([0.1] * 30 + [1.0] + [0.1] * 30, 400))
+    assert set(figures.values()) == {400}
+
+
+def test_errors_of_a_state_are_those_that_a_test_measures():
+    config = replace(alexnet.PRESETS["small"], width=3, hidden=(4,), dropout=0.5)
+    experiment = alexnet.build(config, Run(devices=1))
+    state = jax.jit(experiment.init)(keys(0).init)
+    for split, measured in (("test", experiment.test), ("validation", experiment.evaluate)):
+        want = 100 * (1 - measured(state)["accuracy"])
+        assert np.isclose(alexnet.error(config, state, split), want, atol=1e-3)
+
+
+@needs("cifar10")
+def test_features_made_by_hand_predict_better_than_chance(monkeypatch):
+    """And from the images in full detail, whatever the network sees: chance is 90 %."""
+    seen = []
+
+    def few(config):
+        splits = images.reduced(images.named("cifar10", 2000), 300, config.shrink).load()
+        seen.append(splits["train"]["image"].shape)
+        test = {name: array[:300] for name, array in splits["test"].items()}
+        return types.SimpleNamespace(load=lambda: {**splits, "test": test})
+
+    monkeypatch.setattr(alexnet, "small_images", few)
+    error = alexnet.engineered.__wrapped__(alexnet.CONVOLUTIONAL)  # past its cache
+    assert 50 < error < 80 and seen == [(300, 32, 32, 3)]
 
 
 SHAPE = (224, 224, 3)
