@@ -249,7 +249,16 @@ def draw_overfitting(trained: dict[str, list[Trained]], figure: Figure):
 
 
 CONVOLUTIONAL = replace(
-    CIFAR, examples=10_000, pad=2, mirror=True, batch=100, falls=3, steps=2000, evaluate_every=500
+    CIFAR,
+    examples=10_000,
+    pad=1,
+    mirror=True,
+    hidden=(),
+    batch=100,
+    rate=0.02,
+    falls=3,
+    steps=1500,
+    evaluate_every=500,
 )
 
 
