@@ -1,3 +1,4 @@
+import types
 from dataclasses import replace
 
 import flax.linen as nn
@@ -12,12 +13,15 @@ from counts import image, multiply_adds, parameters, shapes
 from experiments import alexnet
 from jaxhist import plots
 from jaxhist.algorithm import keys
-from jaxhist.data import photographs
+from jaxhist.claims import Trained
+from jaxhist.convolution import IMAGES
+from jaxhist.data import images, photographs
 from jaxhist.models.alexnet import (
     AlexNet,
     Dropout,
     OneTower,
     SmallAlexNet,
+    convolve_towers,
     local_response_normalization,
 )
 from jaxhist.train import Run
@@ -139,6 +143,21 @@ def test_towers_meet_in_the_third_convolution_alone(initialised):
         differs = ~jnp.isclose(before, after, atol=1e-5).all((0, 1, 2))
         assert differs[: outputs // 2].all()
         assert differs[outputs // 2 :].any() == (groups == 1)
+
+
+def test_a_convolution_in_towers_is_one_in_groups():
+    """Its values, and its gradients."""
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(2, 5, 5, 6)), random.normal(size=(3, 3, 3, 4))
+    call = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), "feature_group_count": 2}
+
+    def run(convolve):
+        function = lambda *operands: convolve(*operands, **call, dimension_numbers=IMAGES)
+        value, pull = jax.vjp(function, jnp.float32(x), jnp.float32(kernel))
+        return value, pull(jnp.sin(value))
+
+    ours, natives = run(convolve_towers), run(jax.lax.conv_general_dilated)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, natives)
 
 
 def test_pixels_are_seen_as_the_paper_sees_them(initialised):
@@ -275,8 +294,54 @@ def test_bfloat16_leaves_parameters_and_logits_in_float32():
     assert products and {e.outvars[0].aval.dtype for e in products} == {jnp.dtype("bfloat16")}
 
 
+def trained(accuracies, steps):
+    """A run whose log has such training accuracies, in lines five steps apart."""
+    lines = [
+        {"phase": "train", "step": 5 * i, "accuracy": accuracy}
+        for i, accuracy in enumerate(accuracies, 1)
+    ]
+    return Trained(replace(alexnet.FIG1, steps=steps), Run(), lines, lambda: None)
+
+
+def test_an_error_is_reached_by_the_mean_over_a_window_of_lines():
+    """0.5, 0.5, ... and then 0.8: the mean over 20 lines is 0.6 when 7 of them are 0.8, 0.75 when
+    17 are; never 0.85."""
+    figures = alexnet.sooner(trained([0.5] * 30 + [0.8] * 40, 400))
+    assert figures == {"steps to 40 %": 185, "steps to 25 %": 235, "steps to 15 %": 400}
+
+
+def test_a_lucky_line_reaches_nothing():
+    figures = alexnet.sooner(trained([0.1] * 30 + [1.0] + [0.1] * 30, 400))
+    assert set(figures.values()) == {400}
+
+
+def test_errors_of_a_state_are_those_that_a_test_measures():
+    config = replace(alexnet.PRESETS["small"], width=3, hidden=(4,), dropout=0.5)
+    experiment = alexnet.build(config, Run(devices=1))
+    state = jax.jit(experiment.init)(keys(0).init)
+    for split, measured in (("test", experiment.test), ("validation", experiment.evaluate)):
+        want = 100 * (1 - measured(state)["accuracy"])
+        assert np.isclose(alexnet.error(config, state, split), want, atol=1e-3)
+
+
+@needs("cifar10")
+def test_features_made_by_hand_predict_better_than_chance(monkeypatch):
+    """And from the images in full detail, whatever the network sees: chance is 90 %."""
+    seen = []
+
+    def few(config):
+        splits = images.reduced(images.named("cifar10", 2000), 300, config.shrink).load()
+        seen.append(splits["train"]["image"].shape)
+        test = {name: array[:300] for name, array in splits["test"].items()}
+        return types.SimpleNamespace(load=lambda: {**splits, "test": test})
+
+    monkeypatch.setattr(alexnet, "small_images", few)
+    error = alexnet.engineered.__wrapped__(alexnet.CONVOLUTIONAL)  # past its cache
+    assert 50 < error < 80 and seen == [(300, 32, 32, 3)]
+
+
 SHAPE = (224, 224, 3)
-SAMPLE = replace(alexnet.PRESETS["paper"], data="imagenet_sample", batch=16, rate=0.01)
+SAMPLE = replace(alexnet.PRESETS["paper"], data="imagenet_sample", batch=16)
 
 
 @needs("imagenet_sample")
@@ -296,16 +361,16 @@ def test_training_sees_one_random_crop_and_tests_ten(monkeypatch):
 @pytest.mark.long
 @needs("imagenet_sample")
 def test_the_loss_falls_over_20_steps_on_one_batch():
+    """A minute and a half on one core, at the paper's rate."""
     experiment = alexnet.build(SAMPLE, Run())
     key = keys(0)
     state = jax.jit(experiment.init)(key.init)
     batch = experiment.data(0, state)
     step = jax.jit(experiment.step, donate_argnums=0)
     losses = []
-    for _ in range(20):
-        state, metrics = step(state, batch, key.step)
+    for i in range(20):
+        state, metrics = step(state, batch, jax.random.fold_in(key.step, i))
         losses.append(float(metrics["loss"]))
-    print(losses)
     assert np.isfinite(losses).all()
     assert 5 < losses[0] < 12  # log(1000) = 6.9, and the scatter of the first logits
     assert np.mean(losses[-3:]) < losses[0] / 2, losses

@@ -57,6 +57,17 @@ def overlapping_pool(x: jax.Array, padding: str = "VALID") -> jax.Array:
     return nn.max_pool(x, (3, 3), (2, 2), padding)
 
 
+def convolve_towers(x, kernel, *arguments, feature_group_count: int, **options) -> jax.Array:
+    """A convolution in groups, as one for each tower: of x [B, H, W, C] and kernel
+    [h, w, C / groups, O] the parts that belong together.
+
+    The same numbers as XLA's own, whose gradient takes six times as long on CPU.
+    """
+    parts = (jnp.split(array, feature_group_count, -1) for array in (x, kernel))
+    outputs = [convolve(*pair, *arguments, **options) for pair in zip(*parts, strict=True)]
+    return jnp.concatenate(outputs, -1)
+
+
 def convolution(filters, kernel, strides=1, padding=0, *, bias=0.0, groups=1, dtype):
     """A square convolution, initialised as in section 5."""
     return nn.Conv(
@@ -68,7 +79,7 @@ def convolution(filters, kernel, strides=1, padding=0, *, bias=0.0, groups=1, dt
         kernel_init=gaussian,
         bias_init=nn.initializers.constant(bias),
         dtype=dtype,
-        conv_general_dilated=convolve,
+        conv_general_dilated=convolve_towers,
     )
 
 
