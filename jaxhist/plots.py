@@ -68,3 +68,29 @@ def compare(axes: Axes, runs: dict[str, list[list[dict]]], value, window: int = 
     axes.set(xlabel="step")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def filters(kernel: np.ndarray, columns: int = 16) -> np.ndarray:
+    """The filters of a first layer, side by side, as in Fig. 3 of AlexNet.
+
+    Zero is grey, and the largest weight of each filter is full on or full off.
+
+    Args:
+      kernel: [h, w, C, N], C is 1 (grey) or 3 (red, green, blue).
+      columns: filters in a row.
+
+    Returns:
+      [H, W, 3] uint8, white between the filters and where a row is not full.
+    """
+    height, _, channels, count = kernel.shape
+    each = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)  # [N, h, w, C]
+    largest = np.abs(each).max((1, 2, 3), keepdims=True)
+    each = (127.5 + 127.5 * each / np.maximum(largest, 1e-12)).round().astype(np.uint8)
+    pixels = -(-40 // height)  # to a weight, on a side
+    each = np.repeat(each, 3 // channels, -1).repeat(pixels, 1).repeat(pixels, 2)
+    rows = -(-count // columns)
+    blank = np.full((rows * columns, *each.shape[1:]), 255, np.uint8)
+    blank[:count] = each
+    blank = np.pad(blank, ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
+    tiles = blank.reshape(rows, columns, *blank.shape[1:]).swapaxes(1, 2)  # [rows, h, columns, w]
+    return tiles.reshape(rows * blank.shape[1], columns * blank.shape[2], 3)

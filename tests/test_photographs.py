@@ -71,6 +71,31 @@ def test_scale_jitter_reaches_every_scale_and_place(monkeypatch):
     np.testing.assert_allclose(place.mean(0), 0.5, atol=3 * 0.29 / 2000**0.5)
 
 
+def test_square_crop_is_a_window_of_the_central_square():
+    image = scene(320, 256)
+    photograph = encode(image, "PNG")  # nothing is lost, and nothing is to be scaled
+    square, places = image[:, 32:288], set()
+    for seed in range(20):
+        got = photographs.square_crop(photograph, np.random.default_rng(seed))
+        left, top = np.random.default_rng(seed).integers(0, 33, 2)
+        np.testing.assert_array_equal(got, square[top : top + 224, left : left + 224])
+        places.add((int(top), int(left)))
+    assert len(places) > 15
+
+
+def test_square_crop_reaches_every_place(monkeypatch):
+    corners = []
+    monkeypatch.setattr(
+        photographs, "_crop", lambda image, size, corner, side: corners.append((size, corner, side))
+    )
+    random, photograph = np.random.default_rng(0), encode(scene(200, 300))
+    for _ in range(1000):
+        photographs.square_crop(photograph, random)
+    size, corner, side = (np.array(part) for part in zip(*corners, strict=True))
+    assert (size == (256, 384)).all() and (side == 224).all()
+    assert set(corner[:, 0]) == set(range(33)) and set(corner[:, 1]) == set(range(64, 97))
+
+
 @pytest.mark.parametrize("width, height", [(2000, 1500), (1023, 767), (511, 513), (4096, 300)])
 def test_decoding_at_a_fraction_loses_no_size(width, height):
     photograph = encode(scene(width, height))

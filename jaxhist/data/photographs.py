@@ -4,9 +4,11 @@ A view makes an array of one photograph on the host: it decodes it, and scales o
 out. Mirror images, colours and normalisation follow on the device, in an experiment's `prepare`.
 """
 
+import contextlib
 import functools
 import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -154,6 +156,15 @@ def crops(
 # Views.
 
 
+def square_crop(photograph: Photograph, random: np.random.Generator) -> np.ndarray:
+    """AlexNet, section 4.1: a random crop of the central square at scale 256.
+    -> [224, 224, 3] uint8."""
+    image, (width, height) = _open(photograph, SIDE)
+    left, top = random.integers(0, SIDE - SIZE + 1, 2)
+    corner = (width - SIDE) // 2 + left, (height - SIDE) // 2 + top
+    return _crop(image, (width, height), corner, SIZE)
+
+
 def scale_jitter(photograph: Photograph, random: np.random.Generator) -> np.ndarray:
     """ResNet, section 3.4: scaled so that the shorter side is random in [256, 480], then a random
     crop. -> [224, 224, 3] uint8."""
@@ -178,24 +189,104 @@ def five_crops(photograph: Photograph) -> np.ndarray:
     return np.stack([square[top : top + SIZE, left : left + SIZE] for top, left in corners])
 
 
-def _open(photograph: Photograph, side: int) -> tuple[Image.Image, tuple[int, int]]:
-    """A photograph, and the width and height that give its shorter side `side` pixels.
+def inception_crop(photograph: Photograph, random: np.random.Generator) -> np.ndarray:
+    """GoogLeNet, section 6: a random part of the photograph, whatever its scale and shape, scaled
+    to the size of a view with a random interpolation. -> [224, 224, 3] uint8."""
+    image = _header(photograph)
+    length = image.size
+    corner, part = random_part(length, random)
+    scale = SIZE / min(part)
+    image = _decoded(photograph, image, tuple(math.ceil(side * scale) for side in length))
+    box = [
+        place * have / had
+        for end in (corner, np.add(corner, part))
+        for place, have, had in zip(end, image.size, length, strict=True)
+    ]
+    return np.asarray(image.resize((SIZE, SIZE), INTERPOLATIONS[random.integers(4)], box))
 
-    It is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, where that is no smaller.
+
+# Bilinear, area, nearest neighbour and cubic.
+INTERPOLATIONS = (
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BOX,
+    Image.Resampling.NEAREST,
+    Image.Resampling.BICUBIC,
+)
+
+
+def random_part(
+    size: tuple[int, int], random: np.random.Generator
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Left and top, width and height of a part that has 8 to 100 % of the area, evenly
+    distributed, and an aspect ratio from 3/4 to 4/3.
+
+    Not in the paper: the ratio's logarithm is evenly distributed, so that upright and lying parts
+    are equally frequent. What does not fit is drawn anew; after ten times it is the central square.
     """
+    width, height = size
+    for _ in range(10):
+        area = width * height * random.uniform(0.08, 1)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        part = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if part[0] <= width and part[1] <= height:
+            left, top = random.integers(0, (width - part[0] + 1, height - part[1] + 1))
+            return (int(left), int(top)), part
+    side = min(size)
+    return ((width - side) // 2, (height - side) // 2), (side, side)
+
+
+def inception_crops(photograph: Photograph) -> np.ndarray:
+    """GoogLeNet, section 7: at scales 256, 288, 320 and 352 the left, central and right square, or
+    top, central and bottom; of each its four corners, its centre, and the whole, scaled. Their
+    mirror images, to be made on the device, make them 144. -> [72, 224, 224, 3] uint8."""
+    views = []
+    for side in (256, 288, 320, 352):
+        image, size = _open(photograph, side)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+        for i in range(3):
+            left, top = ((length - side) * i // 2 for length in size)
+            square = image.crop((left, top, left + side, top + side))
+            far = side - SIZE
+            corners = [(0, 0), (far, 0), (0, far), (far, far), (far // 2, far // 2)]
+            views += [square.crop((x, y, x + SIZE, y + SIZE)) for x, y in corners]
+            views.append(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    return np.stack(views)
+
+
+def _open(photograph: Photograph, side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """A photograph, and the width and height that give its shorter side `side` pixels."""
+    image = _header(photograph)
+    shorter = min(image.size)
+    size = tuple(round(length * side / shorter) for length in image.size)
+    return _decoded(photograph, image, size), size
+
+
+@contextlib.contextmanager
+def _naming(photograph: Photograph) -> Iterator[None]:
+    """Say which photograph it is that cannot be read."""
     try:
-        image = Image.open(io.BytesIO(photograph.jpeg))
-        shorter = min(image.size)
-        size = tuple(round(length * side / shorter) for length in image.size)
-        image.draft(None, size)
-        image.load()
-        # A few of ImageNet's are grey or made for print.
-        return image if image.mode == "RGB" else image.convert("RGB"), size
+        yield
     except (OSError, SyntaxError) as error:  # Pillow's for what it cannot read
         reason = str(error).split(" <")[0]  # without "<_io.BytesIO object at 0x7f...>"
         raise UserError(
             f"the image of {photograph.name} is damaged: {reason}; prepare the data set again"
         ) from error
+
+
+def _header(photograph: Photograph) -> Image.Image:
+    """A photograph of which no more than the size is known yet."""
+    with _naming(photograph):
+        return Image.open(io.BytesIO(photograph.jpeg))
+
+
+def _decoded(photograph: Photograph, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Its pixels. It is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, where that is no
+    smaller than `size`."""
+    with _naming(photograph):
+        image.draft(None, size)
+        image.load()
+        # A few of ImageNet's are grey or made for print.
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _crop(
