@@ -32,10 +32,7 @@ demo: install
 	@echo '  python -m experiments.resnet describe cifar10'
 
 claims: install
-	$(BIN)/python -m experiments.resnet claims
-	$(BIN)/python -m experiments.identity_mappings claims
-	$(BIN)/python -m experiments.adam claims
-	$(BIN)/python -m experiments.regression claims
+	for name in resnet identity_mappings alexnet googlenet adam regression; do $(BIN)/python -m experiments.$$name claims || exit; done
 
 test: install
 	$(BIN)/python -m pytest -n 2 -q

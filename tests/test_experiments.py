@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import adam, regression
+from experiments import adam, alexnet, googlenet, regression
 from jaxhist import devices, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
@@ -28,6 +28,8 @@ EVERY = pytest.mark.parametrize(
         tiny(adam, "small", widths=(16,), rates=(0.001, 0.01)),
         tiny(adam, "convolutional", widths=(4, 4, 4, 8)),
         tiny(adam, "autoencoder", widths=(8, 2)),
+        tiny(alexnet, "small", width=4, hidden=(8,), normalize=True),
+        tiny(googlenet, "small"),
     ],
 )
 
