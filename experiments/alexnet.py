@@ -248,17 +248,18 @@ def draw_overfitting(trained: dict[str, list[Trained]], figure: Figure):
     axes.set(title="2,000 images of CIFAR-10, 16x16")
 
 
+# 40 epochs of 10,000 images.
 CONVOLUTIONAL = replace(
     CIFAR,
     examples=10_000,
-    pad=1,
+    pad=2,
     mirror=True,
-    hidden=(),
-    batch=100,
-    rate=0.02,
-    falls=3,
-    steps=1500,
-    evaluate_every=500,
+    width=32,
+    hidden=(512, 512),
+    rate=0.03,
+    falls=2,
+    steps=8000,
+    evaluate_every=1000,
 )
 
 
