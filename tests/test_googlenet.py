@@ -162,23 +162,6 @@ def test_a_modules_branches_are_convolutions_of_the_input_and_of_what_is_pooled(
     np.testing.assert_allclose(got, np.concatenate(want, -1), rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_is_40_per_cent_and_70_in_a_head():
-    model = SmallGoogLeNet(10)
-    x = jax.random.normal(jax.random.key(0), (64, 16, 16, 3))
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), x)
-    apply = partial(model.apply, train=True, capture_intermediates=True)
-    _, caught = jax.jit(apply)(variables, x, rngs={"dropout": jax.random.key(2)})
-    caught = caught["intermediates"]
-    features = caught["third"]["__call__"][0].mean((1, 2))
-    dropped = caught["Dropout_0"]["__call__"][0]
-    assert np.isclose(np.mean(dropped[features > 0] == 0), 0.4, atol=0.02)
-    np.testing.assert_allclose(dropped[dropped > 0], (features / 0.6)[dropped > 0], rtol=1e-5)
-    hidden = jax.nn.relu(caught["head"]["Dense_0"]["__call__"][0])
-    dropped = caught["head"]["Dropout_0"]["__call__"][0]
-    assert np.isclose(np.mean(dropped[hidden > 0] == 0), 0.7, atol=0.02)
-    np.testing.assert_allclose(dropped[dropped > 0], (hidden / 0.3)[dropped > 0], rtol=1e-5)
-
-
 @pytest.mark.long
 def test_activations_keep_their_scale_through_all_modules():
     """The initialisation is ours; with LeCun's the signal would fall by 2^(22 / 2)."""
@@ -220,6 +203,23 @@ def trained():
         states.append(state)
         metrics.append(measured)
     return experiment, states, metrics
+
+
+def test_dropout_is_40_per_cent_and_70_in_a_head(trained):
+    _, states, _ = trained
+    x = jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
+    apply = partial(SmallGoogLeNet(10).apply, train=True, capture_intermediates=True)
+    variables = {"params": states[0].params}
+    _, caught = jax.jit(apply)(variables, x, rngs={"dropout": jax.random.key(2)})
+    caught = caught["intermediates"]
+    features = caught["third"]["__call__"][0].mean((1, 2))
+    dropped = caught["Dropout_0"]["__call__"][0]
+    assert np.isclose(np.mean(dropped[features > 0] == 0), 0.4, atol=0.02)
+    np.testing.assert_allclose(dropped[dropped > 0], (features / 0.6)[dropped > 0], rtol=1e-5)
+    hidden = jax.nn.relu(caught["head"]["Dense_0"]["__call__"][0])
+    dropped = caught["head"]["Dropout_0"]["__call__"][0]
+    assert np.isclose(np.mean(dropped[hidden > 0] == 0), 0.7, atol=0.02)
+    np.testing.assert_allclose(dropped[dropped > 0], (hidden / 0.3)[dropped > 0], rtol=1e-5)
 
 
 def test_the_loss_is_the_networks_and_three_tenths_of_the_heads(trained):
