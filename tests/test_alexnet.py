@@ -352,7 +352,7 @@ def test_training_sees_one_random_crop_and_tests_ten(monkeypatch):
     image = np.asarray(data.train(0, None)["image"])
     mean = photographs.from_tfds("imagenet_sample").statistics().mean
     # Black, less the mean, its own shift of all of the image's colours apart.
-    shift = (image + mean).mean((1, 2), keepdims=True)
+    shift = (image + mean).mean((1, 2), keepdims=True, dtype=np.float64)
     np.testing.assert_allclose(image + mean, np.broadcast_to(shift, image.shape), atol=1e-5)
     assert len(np.unique(shift[..., 0])) == 16
     assert data.views(np.zeros((2, 5, *SHAPE))).shape == (10, 2, *SHAPE)
