@@ -361,8 +361,8 @@ def test_training_sees_one_random_crop_and_tests_ten(monkeypatch):
 @pytest.mark.long
 @needs("imagenet_sample")
 def test_the_loss_falls_over_20_steps_on_one_batch():
-    """A minute and a half on one core, at the paper's rate."""
-    experiment = alexnet.build(SAMPLE, Run())
+    """A minute and a half on one core. The paper's rate of 0.01 overshoots on a single batch."""
+    experiment = alexnet.build(replace(SAMPLE, rate=0.003), Run())
     key = keys(0)
     state = jax.jit(experiment.init)(key.init)
     batch = experiment.data(0, state)
