@@ -292,9 +292,9 @@ SPARSE = {
     dropout: arms(
         replace(briefly(PRESETS["words"], 300), dropout=dropout),
         {
-            "adam": (0.05, 0.1, 0.2, 0.3, 0.5),
-            "nesterov": (1.0, 2.0, 3.0, 5.0, 10.0),
-            "adagrad": (0.1, 0.2, 0.3, 0.5, 1.0),
+            "adam": (0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
+            "nesterov": (1.0, 2.0, 3.0, 5.0, 10.0, 20.0),
+            "adagrad": (0.1, 0.2, 0.3, 0.5, 1.0, 2.0),
         },
     )
     for dropout in (0.5, 0.0)

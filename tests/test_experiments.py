@@ -75,7 +75,7 @@ def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path):
                 raise Killed
             return experiment.data(step, state)
 
-        train(experiment._replace(data=data), run, {"config": {}, "experiment": name[:0]})
+        train(experiment._replace(data=data), run, {"experiment": module.__name__, "config": {}})
 
     start("undisturbed")
     with pytest.raises(Killed):
