@@ -58,8 +58,8 @@ def classification(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
       label: [B].
 
     Returns:
-      name -> [B]: the cross-entropy `loss`, the `probability` of the right class, `accuracy`, and,
-      where there are 100 classes or more, `top5`.
+      name -> [B]: the cross-entropy `loss`, `accuracy`, and, where there are 100 classes or more,
+      `top5`.
     """
     log_probability = jax.nn.log_softmax(logits)
     logits = jax.nn.logsumexp(log_probability, axis=0) - np.log(len(logits))  # [B, K]
@@ -68,7 +68,6 @@ def classification(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
     values = losses.categorical_cross_entropy(logits, label)
     return {
         "loss": values,
-        "probability": jnp.exp(-values),
         "accuracy": top[:, 0] == label,
         **({"top5": jnp.any(top == label[:, None], -1)} if classes >= 100 else {}),
     }
