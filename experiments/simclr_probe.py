@@ -1,0 +1,96 @@
+"""A Simple Framework for Contrastive Learning of Visual Representations, section 2.3: what the
+features of an encoder are good for, measured with labels that it never saw.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jaxhist import UserError, checkpoint, devices, evaluate, log
+from jaxhist.algorithm import Batch, Key, State, keys
+from jaxhist.data.augment import Views
+from jaxhist.evaluate import Features
+from jaxhist.train import Run
+
+
+def started(build: Callable, config: Any, run: Run) -> State:
+    """What the run that this one starts from has learned, on the host.
+
+    Args:
+      build: makes its experiment from its configuration.
+      config: `start` is the other run's directory, in the same one as this run's; {seed} in it
+        stands for this run's seed.
+
+    Raises:
+      UserError: there is no such run, it is of another kind, or it has no checkpoint.
+    """
+    workdir = epath.Path(run.workdir).parent / config.start.format(seed=run.seed)
+    header = log.read(workdir)[0]
+    if header["config"].keys() != asdict(config).keys():
+        raise UserError(f"{workdir} holds a run of {header['experiment']} with other fields")
+    there = Run(workdir=str(workdir), seed=header["seed"])
+    experiment = build(type(config)(**header["config"]), there)
+    with jax.ensure_compile_time_eval():  # also while a program is traced
+        return jax.device_get(checkpoint.tested(workdir, experiment.init))
+
+
+def tests(
+    encode: Callable[[State, Batch], tuple[jax.Array, jax.Array]],
+    data: Views,
+    init: Callable[[Key], State],
+    run: Run,
+) -> Callable[[State, str], dict[str, Any]]:
+    """What to measure of the features of a split, with the training images and their labels.
+
+    Args:
+      encode: (state, batch) -> h and z of its images, which are as they are stored.
+      data: the images.
+      init: of an encoder that has learned nothing, by the seed of the run.
+      run: this one.
+
+    Returns:
+      (state, split) -> the accuracy of the most frequent class among the neighbours of h, and of a
+      linear classifier of h. Of the split "test" also of linear classifiers of z, of the pixels and
+      of an untrained encoder's h. With more than 100 classes only of the neighbours: for linear
+      classifiers there is the preset paper-linear.
+    """
+    outputs = evaluate.outputs(
+        lambda state, batch: (*encode(state, batch), batch["label"]),
+        devices.mesh(run.devices),
+        data.size,
+    )
+
+    def features(state: State, split: str) -> tuple[Features, Features]:
+        h, z, label = outputs(state, data.whole(split))
+        return Features(h, label), Features(z, label)
+
+    def measure(state: State, split: str) -> dict[str, Any]:
+        (h, z), (test_h, test_z) = features(state, "train"), features(state, split)
+        metrics = {"accuracy neighbours": evaluate.nearest(h, test_h)}
+        if data.classes > 100:
+            return metrics
+        metrics["accuracy probe"] = evaluate.probe(h, test_h)
+        if split != "test":
+            return metrics
+        untrained = jax.jit(init)(keys(run.seed).init)
+        others = {
+            "projection": (z, test_z),
+            "untrained": [features(untrained, name)[0] for name in ("train", split)],
+            "pixels": [pixels(data.whole(name)) for name in ("train", split)],
+        }
+        return metrics | {
+            f"accuracy {name}": evaluate.probe(*both) for name, both in others.items()
+        }
+
+    return measure
+
+
+def pixels(images: Iterable[Batch]) -> Features:
+    """The images themselves as features."""
+    images = list(images)
+    rows = [batch["image"].reshape(len(batch["image"]), -1) / 255 for batch in images]
+    return Features(np.concatenate(rows), np.concatenate([batch["label"] for batch in images]))
