@@ -76,7 +76,7 @@ def large_photographs(config: ImageNet, run: Run) -> augment.Views:
     shape = (photographs.SIZE, photographs.SIZE, 3)
     return augment.Views(
         shape,
-        source.classes,
+        tuple(map(str, range(source.classes))),
         augment.shapes(config.batch, views, shape),
         batches.streamed(
             lambda: source.load("train"),

@@ -2,15 +2,16 @@
 features of an encoder are good for, measured with labels that it never saw.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from sklearn.manifold import TSNE
 
-from jaxhist import UserError, checkpoint, devices, evaluate, log
+from jaxhist import UserError, checkpoint, devices, evaluate, log, plots
 from jaxhist.algorithm import Batch, Key, State, keys
 from jaxhist.data.augment import Views
 from jaxhist.evaluate import Features
@@ -71,26 +72,49 @@ def tests(
     def measure(state: State, split: str) -> dict[str, Any]:
         (h, z), (test_h, test_z) = features(state, "train"), features(state, split)
         metrics = {"accuracy neighbours": evaluate.nearest(h, test_h)}
-        if data.classes > 100:
+        if len(data.names) > 100:
             return metrics
         metrics["accuracy probe"] = evaluate.probe(h, test_h)
         if split != "test":
             return metrics
         untrained = jax.jit(init)(keys(run.seed).init)
-        others = {
-            "projection": (z, test_z),
-            "untrained": [features(untrained, name)[0] for name in ("train", split)],
-            "pixels": [pixels(data.whole(name)) for name in ("train", split)],
-        }
+        (random, _), (test_random, _) = (features(untrained, name) for name in ("train", split))
+        seen, test_seen = (stored(data.whole(name)) for name in ("train", split))
         return metrics | {
-            f"accuracy {name}": evaluate.probe(*both) for name, both in others.items()
+            "accuracy projection": evaluate.probe(z, test_z),
+            "accuracy untrained": evaluate.probe(random, test_random),
+            "accuracy pixels": evaluate.probe(
+                pixels(seen, h.label), pixels(test_seen, test_h.label)
+            ),
+            "neighbours": draw_neighbours(h, test_h, seen, test_seen, data.names),
+            "map": draw_map(test_h, data.names),
         }
 
     return measure
 
 
-def pixels(images: Iterable[Batch]) -> Features:
-    """The images themselves as features."""
-    images = list(images)
-    rows = [batch["image"].reshape(len(batch["image"]), -1) / 255 for batch in images]
-    return Features(np.concatenate(rows), np.concatenate([batch["label"] for batch in images]))
+def stored(batches: Iterable[Batch]) -> np.ndarray:
+    """Images as they are. [N, H, W, C]"""
+    return np.concatenate([batch["image"] for batch in batches])
+
+
+def pixels(image: np.ndarray, beside: Features) -> Features:
+    """Images as features of themselves."""
+    return beside._replace(values=image.reshape(len(image), -1) / np.float32(255))
+
+
+def draw_neighbours(
+    train: Features, test: Features, seen: np.ndarray, test_seen: np.ndarray, names: Sequence[str]
+) -> np.ndarray:
+    """The first test image of each class, and the training images nearest to it."""
+    chosen = np.array([np.argmax(test.label == i) for i in range(len(names))])
+    found = evaluate.neighbours(train.values, test.values[chosen], 10)
+    rows = np.concatenate([test_seen[chosen, None], seen[found]], 1)
+    return plots.neighbours(rows, train.label[found] == test.label[chosen, None], names)
+
+
+def draw_map(test: Features, names: Sequence[str], count: int = 1000) -> np.ndarray:
+    """The features of some of the test images, in a plane."""
+    places = TSNE(random_state=0).fit_transform(test.values[:count])
+    title = f"h of {len(places)} test images (t-SNE)"
+    return plots.scatter(places, test.label[:count], names, title)

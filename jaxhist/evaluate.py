@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -101,6 +101,13 @@ def nearest(train: Features, test: Features, count: int = 20) -> float:
     """The accuracy of the most frequent class among the neighbours, by the cosine."""
     classifier = KNeighborsClassifier(count, metric="cosine")
     return float(classifier.fit(*train).score(*test))
+
+
+def neighbours(train: np.ndarray, test: np.ndarray, count: int) -> np.ndarray:
+    """The places in `train` [N, D] that are nearest to each of `test` [M, D], by the cosine, the
+    nearest first. -> [M, count]"""
+    found = NearestNeighbors(n_neighbors=count, metric="cosine").fit(train)
+    return found.kneighbors(test, return_distance=False)
 
 
 def classification(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:

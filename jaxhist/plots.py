@@ -1,8 +1,11 @@
 """Pictures: what a run or a claim shows, as PNG."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxhist import log
@@ -94,3 +97,48 @@ def filters(kernel: np.ndarray, columns: int = 16) -> np.ndarray:
     blank = np.pad(blank, ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
     tiles = blank.reshape(rows, columns, *blank.shape[1:]).swapaxes(1, 2)  # [rows, h, columns, w]
     return tiles.reshape(rows * blank.shape[1], columns * blank.shape[2], 3)
+
+
+def neighbours(rows: np.ndarray, same: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Images and what is nearest to each of them.
+
+    Args:
+      rows: [R, 1 + K, H, W, 3] uint8, in each row an image and its K neighbours, nearest first.
+      same: [R, K], which of them are of the image's class; the others get a red frame.
+      names: what to write beside each row.
+
+    Returns:
+      [H', W', 3] uint8.
+    """
+    R, columns = rows.shape[:2]
+    figure = Figure(figsize=(0.75 * columns + 1.4, 0.8 * R + 0.4), dpi=100)
+    panels = figure.subplots(R, columns, squeeze=False)
+    for row, name in enumerate(names):
+        for column, axes in enumerate(panels[row]):
+            axes.imshow(rows[row, column])
+            axes.set(xticks=[], yticks=[])
+            wrong = column > 0 and not same[row, column - 1]
+            axes.spines[:].set(color="tab:red", linewidth=3, visible=wrong)
+        panels[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    panels[0, 0].set_title("image", fontsize=9)
+    panels[0, 1].set_title("the nearest first; in red, of another class", fontsize=9, loc="left")
+    left = 1.3 / figure.get_figwidth()
+    figure.subplots_adjust(left, 0.01, 0.99, 1 - 0.4 / figure.get_figheight(), 0.08, 0.08)
+    return _pixels(figure)
+
+
+def scatter(places: np.ndarray, label: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
+    """Points [N, 2] in the colours of their classes [N]. -> [H, W, 3] uint8"""
+    figure = Figure(figsize=(7.5, 6), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    for index, name in enumerate(names):
+        axes.plot(*places[label == index].T, ".", markersize=5, label=name, color=f"C{index}")
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+    return _pixels(figure)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]

@@ -19,7 +19,7 @@ class Views(NamedTuple):
     """Labelled images, and random views of them to train with."""
 
     shape: tuple[int, int, int]  # H, W, C of a view
-    classes: int
+    names: tuple[str, ...]  # of the classes
     batch: Batch  # the shapes of a training batch, see `shapes`
     train: Callable[[int, State], Batch]  # image [B, V, H, W, C] from 0 to 1, label [B]
     whole: Callable[[str], Iterable[Batch]]  # of a split: image [B, H, W, C] uint8, label [B]
