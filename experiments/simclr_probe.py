@@ -83,9 +83,7 @@ def tests(
         return metrics | {
             "accuracy projection": evaluate.probe(z, test_z),
             "accuracy untrained": evaluate.probe(random, test_random),
-            "accuracy pixels": evaluate.probe(
-                pixels(seen, h.label), pixels(test_seen, test_h.label)
-            ),
+            "accuracy pixels": evaluate.probe(pixels(seen, h), pixels(test_seen, test_h)),
             "neighbours": draw_neighbours(h, test_h, seen, test_seen, data.names),
             "map": draw_map(test_h, data.names),
         }
@@ -99,7 +97,7 @@ def stored(batches: Iterable[Batch]) -> np.ndarray:
 
 
 def pixels(image: np.ndarray, beside: Features) -> Features:
-    """Images as features of themselves."""
+    """Images as features of themselves, beside other features of theirs."""
     return beside._replace(values=image.reshape(len(image), -1) / np.float32(255))
 
 
