@@ -110,20 +110,25 @@ def neighbours(rows: np.ndarray, same: np.ndarray, names: Sequence[str]) -> np.n
     Returns:
       [H', W', 3] uint8.
     """
-    R, columns = rows.shape[:2]
-    figure = Figure(figsize=(0.75 * columns + 1.4, 0.8 * R + 0.4), dpi=100)
-    panels = figure.subplots(R, columns, squeeze=False)
-    for row, name in enumerate(names):
-        for column, axes in enumerate(panels[row]):
-            axes.imshow(rows[row, column])
-            axes.set(xticks=[], yticks=[])
-            wrong = column > 0 and not same[row, column - 1]
-            axes.spines[:].set(color="tab:red", linewidth=3, visible=wrong)
-        panels[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    panels[0, 0].set_title("image", fontsize=9)
-    panels[0, 1].set_title("the nearest first; in red, of another class", fontsize=9, loc="left")
-    left = 1.3 / figure.get_figwidth()
-    figure.subplots_adjust(left, 0.01, 0.99, 1 - 0.4 / figure.get_figheight(), 0.08, 0.08)
+    R, columns, H = rows.shape[:3]
+    pixels = -(-64 // H)  # to a pixel, on a side
+    each = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    each = each.repeat(pixels, 2).repeat(pixels, 3)
+    height, width = each.shape[2:4]
+    inside = np.zeros((height, width), bool)
+    inside[pixels:-pixels, pixels:-pixels] = True
+    right = np.concatenate([np.ones((R, 1), bool), same], 1)[..., None, None, None]
+    frames = np.where(right, np.uint8(255), np.array([214, 39, 40], np.uint8))
+    each = np.where(inside[..., None], each, frames)
+    tiles = each.swapaxes(1, 2).reshape(R * height, columns * width, 3)
+    figure = Figure(figsize=(0.75 * columns + 1.4, 0.75 * R + 0.3), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.imshow(tiles, interpolation="nearest")
+    axes.set_yticks((np.arange(R) + 0.5) * height, names, fontsize=9)
+    axes.set_title("image, and the nearest first; in red, of another class", fontsize=10)
+    axes.set(xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return _pixels(figure)
 
 

@@ -30,7 +30,7 @@ EVERY = pytest.mark.parametrize(
         tiny(adam, "autoencoder", widths=(8, 2)),
         tiny(alexnet, "small", width=4, hidden=(8,), normalize=True),
         tiny(googlenet, "small"),
-        tiny(simclr, "small", widths=(4, 8), warmup=2),
+        tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
     ],
 )
 
