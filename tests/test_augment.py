@@ -1,6 +1,7 @@
 """Random views, beside Pillow, matplotlib, scipy and plain loops."""
 
 import colorsys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import scipy.ndimage
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from jaxhist import UserError, devices
+from jaxhist import UserError
 from jaxhist.data import augment
 
 
@@ -20,12 +21,9 @@ def photograph():
     return load_sample_image("flower.jpg")[150:294:6, 200:392:6].astype(np.float32) / 255
 
 
-def planes(image):
-    return tuple(jnp.moveaxis(jnp.asarray(image), -1, 0))
-
-
-def unit(image, function, *arguments):
-    return np.moveaxis(np.array(function(planes(image), *arguments)), 0, -1)
+@partial(jax.jit, static_argnums=1)
+def unit(image, change, amount):
+    return jnp.stack(change(tuple(jnp.moveaxis(image, -1, 0)), amount), -1)
 
 
 def grey(image):
@@ -73,9 +71,9 @@ def test_parts_have_the_papers_areas_and_ratios():
 
 def test_a_part_of_all_of_the_area_is_the_whole(photograph):
     square = jnp.asarray(photograph[:, :24])
+    crop = jax.jit(lambda image, key: augment.random_resized_crop(image, key, 1.0))
     for seed in range(3):
-        got = augment.random_resized_crop(square, jax.random.key(seed), 1.0)
-        np.testing.assert_allclose(got, square, atol=1e-6)
+        np.testing.assert_allclose(crop(square, jax.random.key(seed)), square, atol=1e-6)
 
 
 # Colours.
@@ -116,8 +114,9 @@ def test_colours_are_distorted_in_any_order_as_often_as_in_the_paper(photograph)
     assert np.isclose(greys.mean(), 0.2, atol=0.04)
     assert np.isclose(untouched.mean(), 0.2 * 0.8, atol=0.04)
     keys, orders = jax.random.split(jax.random.key(0), (N, 1))[:, 0], set()
+    all_drawn = np.array(jax.vmap(lambda key: jax.random.uniform(key, (10,)))(keys))
     for i in np.flatnonzero(~greys & ~untouched)[:60]:
-        drawn = np.array(jax.random.uniform(keys[i], (10,)))
+        drawn = all_drawn[i]
         want, order = small, tuple(np.argsort(drawn[:4]))
         orders.add(order)
         for kind in order:
@@ -164,20 +163,11 @@ def test_half_of_the_views_are_mirrored_and_half_blurred(photograph):
     assert np.isclose(sharp.mean(), 0.5, atol=0.1)
 
 
-def test_views_are_independent_and_the_same_on_1_and_8_devices(photograph):
-    image = jnp.broadcast_to(photograph, (16, 2, *photograph.shape))
-
-    def view(image, key):
-        keys = jax.random.split(key)
-        return augment.colour_distortion(
-            augment.random_resized_crop(image, keys[0], 0.08), keys[1], 1.0
-        )
-
-    def of(mesh):
-        jitted = jax.jit(lambda image, key: augment.each(image, key, view))
-        return np.array(jitted(jax.device_put(image, devices.split(mesh)), jax.random.key(0)))
-
-    one = of(devices.mesh(1))
-    np.testing.assert_allclose(one, of(devices.mesh(8)), atol=1e-6)
-    flat = one.reshape(32, -1)
-    assert len(np.unique(flat.round(3), axis=0)) == 32 and one.min() >= 0 and one.max() <= 1
+def test_views_are_independent_and_stay_in_range(photograph):
+    image = jnp.broadcast_to(photograph[:12, :16], (8, 2, 12, 16, 3))
+    distort = lambda image, key: augment.colour_distortion(image, key, 1.0)
+    views = np.array(jax.jit(lambda key: augment.each(image, key, distort))(jax.random.key(0)))
+    assert (
+        len(np.unique(views.reshape(16, -1).round(3), axis=0)) >= 14
+    )  # a few are left as they are
+    assert views.min() >= 0 and views.max() <= 1

@@ -1,5 +1,7 @@
 """A Simple Framework for Contrastive Learning of Visual Representations, arXiv:2002.05709."""
 
+import contextlib
+import json
 from dataclasses import asdict, replace
 
 import jax
@@ -13,20 +15,22 @@ from counts import image, shapes
 from experiments import simclr, simclr_imagenet
 from jaxhist import UserError, devices, evaluate, losses
 from jaxhist.algorithm import keys
+from jaxhist.checkpoint import Checkpoints, Progress
 from jaxhist.claims import Trained
 from jaxhist.data import images
 from jaxhist.evaluate import Features
 from jaxhist.models.simclr import Encoder, EncoderAndHead, Head, SmallEncoder, squares
-from jaxhist.train import Run, train
+from jaxhist.train import Run
 
 # Loss.
 
+nt_xent = jax.jit(losses.nt_xent, static_argnums=(1, 2))
 VIEWS = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 1.0]])
 
 
 def test_nt_xent_is_equation_1():
     want = [1.6782859679, 2.2220798604, 2.2220798604, 1.6782859679]
-    got = losses.nt_xent(VIEWS, 0.5)
+    got = nt_xent(VIEWS, 0.5)
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_allclose(np.mean(got), 1.9501829142, rtol=1e-7)
 
@@ -39,7 +43,7 @@ def test_nt_xent_is_numpys_and_its_mean_is_optaxs():
         j = i + 1 if i % 2 == 0 else i - 1
         total = sum(np.exp(unit[i] @ unit[k] / tau) for k in range(12) if k != i)
         want.append(-np.log(np.exp(unit[i] @ unit[j] / tau) / total))
-    got = losses.nt_xent(jnp.asarray(z), tau)
+    got = nt_xent(jnp.asarray(z), tau)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     pairs = jnp.arange(12) // 2
     optaxs = optax.losses.ntxent(jnp.asarray(z, jnp.float32), pairs, tau)
@@ -48,19 +52,19 @@ def test_nt_xent_is_numpys_and_its_mean_is_optaxs():
 
 def test_nt_xent_does_not_see_the_length_of_z_unless_it_is_asked_to():
     scaled = VIEWS * jnp.array([[1.0], [2.0], [3.0], [4.0]])
-    same = losses.nt_xent(scaled, 0.5)
-    np.testing.assert_allclose(same, losses.nt_xent(VIEWS, 0.5), rtol=1e-6)
+    same = nt_xent(scaled, 0.5)
+    np.testing.assert_allclose(same, nt_xent(VIEWS, 0.5), rtol=1e-6)
     products = losses.view_logits(scaled, 10.0, normalize=False)
     want = scaled @ scaled.T / 10
     np.testing.assert_allclose(products, jnp.where(jnp.eye(4) > 0, -jnp.inf, want), rtol=1e-6)
 
 
 def test_nt_xents_limits():
-    equal = losses.nt_xent(jnp.ones((8, 3)), 0.1)
+    equal = nt_xent(jnp.ones((8, 3)), 0.1)
     np.testing.assert_allclose(equal, np.full(8, np.log(7)), rtol=1e-6)
     matched = jnp.repeat(jnp.eye(4), 2, axis=0)  # and orthogonal to all others
-    np.testing.assert_allclose(losses.nt_xent(matched, 0.01), np.zeros(8), atol=1e-6)
-    gradient = jax.grad(lambda z: losses.nt_xent(z, 0.1).mean())(jnp.zeros((4, 2)))
+    np.testing.assert_allclose(nt_xent(matched, 0.01), np.zeros(8), atol=1e-6)
+    gradient = jax.grad(lambda z: nt_xent(z, 0.1).mean())(jnp.zeros((4, 2)))
     assert np.isfinite(gradient).all()
 
 
@@ -69,7 +73,7 @@ def test_nt_xent_and_its_gradient_are_those_of_the_whole_batch_on_8_devices():
     z = jax.random.normal(jax.random.key(0), (32, 8))
 
     def of(mesh):
-        value = jax.value_and_grad(lambda z: losses.nt_xent(z, 0.5).mean())
+        value = jax.value_and_grad(lambda z: nt_xent(z, 0.5).mean())
         jitted = jax.jit(value, in_shardings=devices.split(mesh))
         return jitted(jax.device_put(z, devices.split(mesh)))
 
@@ -77,7 +81,7 @@ def test_nt_xent_and_its_gradient_are_those_of_the_whole_batch_on_8_devices():
     np.testing.assert_allclose(one, eight, rtol=1e-6)
     np.testing.assert_allclose(gradient_1, gradient_8, atol=1e-7)
     # Of each half alone it is another one.
-    halves = [losses.nt_xent(half, 0.5).mean() for half in (z[:16], z[16:])]
+    halves = [nt_xent(half, 0.5).mean() for half in (z[:16], z[16:])]
     assert abs(np.mean(halves) - one) > 0.1
 
 
@@ -113,7 +117,7 @@ def test_heads_are_two_layers_one_or_none():
     h = jax.random.normal(jax.random.key(0), (3, 6))
     for kind, kernels in (("nonlinear", 2), ("linear", 1), ("none", 0)):
         head = Head(kind, 4)
-        variables = head.init(jax.random.key(1), h)
+        variables = jax.jit(head.init)(jax.random.key(1), h)
         params = list(variables.get("params", {}).values())
         want = h
         for i, layer in enumerate(params):
@@ -193,25 +197,33 @@ TINY = replace(
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A directory with a run of two steps."""
-    folder = tmp_path_factory.mktemp("runs")
-    run = Run(workdir=str(folder / "views-seed0"), devices=1)
-    experiment = simclr.build(TINY, run)
-    nothing = lambda state: {"accuracy": 0.0}
-    identity = {"experiment": "simclr", "config": asdict(TINY)}
-    train(experiment._replace(evaluate=nothing, test=nothing), run, identity)
-    return folder
-
-
-def test_lars_leaves_out_biases_and_batch_normalization():
-    """The first step moves a kernel by a thousandth of the rate times its norm."""
+def stepped():
+    """States before and after a step."""
     experiment, key = simclr.build(TINY, Run(devices=1)), keys(0)
     state = jax.jit(experiment.init)(key.init)
     after, _ = jax.jit(experiment.step)(state, experiment.data(0, state), key.step)
+    return state, after
+
+
+@pytest.fixture(scope="module")
+def pretrained(stepped, tmp_path_factory):
+    """A directory with a run of one step."""
+    folder = tmp_path_factory.mktemp("runs")
+    workdir = folder / "views-seed0"
+    workdir.mkdir()
+    header = {"experiment": "simclr", "config": asdict(TINY), "seed": 0, "starts": []}
+    (workdir / "log.jsonl").write_text(json.dumps(header) + "\n")
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(1, stepped[1], Progress())
+    return folder
+
+
+def test_lars_leaves_out_biases_and_batch_normalization(stepped):
+    """The first step moves a kernel by a thousandth of the rate times its norm."""
     norm = np.linalg.norm
     moved = jax.tree.map(
-        lambda a, b: (a.ndim > 1, norm(b - a) / max(norm(a), 1e-9)), state.params, after.params
+        lambda a, b: (a.ndim > 1, norm(b - a) / max(norm(a), 1e-9)),
+        *(state.params for state in stepped),
     )
     ratios = jax.tree.leaves(moved, is_leaf=lambda x: isinstance(x, tuple))
     kernels = [ratio for kernel, ratio in ratios if kernel]
@@ -221,12 +233,12 @@ def test_lars_leaves_out_biases_and_batch_normalization():
 
 
 @pytest.mark.parametrize("learn", ["labels", "linear"])
-def test_labels_are_learned_from_the_encoder_of_another_run(pretrained, learn):
+def test_labels_are_learned_from_the_encoder_of_another_run(stepped, pretrained, learn):
     config = replace(TINY, learn=learn, start="views-seed{seed}", labels=20, rate=0.1)
     run = Run(workdir=str(pretrained / learn), devices=1)
     experiment = simclr.build(config, run)
     state = jax.jit(experiment.init)(keys(0).init)
-    there = simclr.simclr_probe.started(simclr.build, config, run)
+    there = stepped[1]
     same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
     assert same(state.params["encoder"], there.params["encoder"]) and same(state.extra, there.extra)
     batch = experiment.data(0, state)
@@ -243,7 +255,7 @@ def test_a_start_that_is_not_there_is_one_line(tmp_path):
     config = replace(TINY, learn="labels", start="nowhere")
     experiment = simclr.build(config, Run(workdir=str(tmp_path / "run"), devices=1))
     with pytest.raises(UserError, match=r"no run in .*nowhere"):
-        experiment.init(keys(0).init)
+        jax.eval_shape(experiment.init, keys(0).init)
 
 
 def test_the_few_labels_are_of_all_classes():
