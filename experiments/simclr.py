@@ -134,7 +134,7 @@ def build(config: Config | ImageNet, run: Run) -> Experiment:
         variables = model.init(key, jnp.zeros((1, *data.shape)), train=False)
         params, statistics = variables["params"], variables["batch_stats"]
         if config.start:
-            found = simclr_probe.started(build, config, run)
+            found = simclr_probe.started(build, config, run, params["encoder"])
             params, statistics = {**params, "encoder": found.params["encoder"]}, found.extra
         return params, statistics
 

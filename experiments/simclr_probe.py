@@ -18,16 +18,18 @@ from jaxhist.evaluate import Features
 from jaxhist.train import Run
 
 
-def started(build: Callable, config: Any, run: Run) -> State:
+def started(build: Callable, config: Any, run: Run, encoder: Any) -> State:
     """What the run that this one starts from has learned, on the host.
 
     Args:
       build: makes its experiment from its configuration.
       config: `start` is the other run's directory, in the same one as this run's; {seed} in it
         stands for this run's seed.
+      run: this one.
+      encoder: its parameters, for their shapes.
 
     Raises:
-      UserError: there is no such run, it is of another kind, or it has no checkpoint.
+      UserError: there is no such run, it has another encoder, or it has no checkpoint.
     """
     workdir = epath.Path(run.workdir).parent / config.start.format(seed=run.seed)
     header = log.read(workdir)[0]
@@ -35,6 +37,10 @@ def started(build: Callable, config: Any, run: Run) -> State:
         raise UserError(f"{workdir} holds a run of {header['experiment']} with other fields")
     there = Run(workdir=str(workdir), seed=header["seed"])
     experiment = build(type(config)(**header["config"]), there)
+    shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
+    found = jax.eval_shape(experiment.init, keys(0).init).params["encoder"]
+    if shapes(found) != shapes(encoder):
+        raise UserError(f"{workdir} holds a run with another encoder: {header['config']}")
     with jax.ensure_compile_time_eval():  # also while a program is traced
         return jax.device_get(checkpoint.tested(workdir, experiment.init))
 

@@ -258,6 +258,13 @@ def test_a_start_that_is_not_there_is_one_line(tmp_path):
         jax.eval_shape(experiment.init, keys(0).init)
 
 
+def test_a_start_with_another_encoder_is_one_line(pretrained):
+    config = replace(TINY, learn="labels", start="views-seed0", widths=(8,))
+    experiment = simclr.build(config, Run(workdir=str(pretrained / "run"), devices=1))
+    with pytest.raises(UserError, match="another encoder"):
+        jax.eval_shape(experiment.init, keys(0).init)
+
+
 def test_the_few_labels_are_of_all_classes():
     config = replace(TINY, examples=0, learn="labels", labels=20, batch=20)
     labels = simclr.small_images(config, Run(devices=1)).train(0, None)["label"]
