@@ -8,6 +8,7 @@ linear classifier, or a few labels, can use afterwards.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ from jaxhist import devices, evaluate, losses
 from jaxhist.algorithm import descend
 from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
-from jaxhist.data import augment, batches, images
+from jaxhist.data import augment, images
 from jaxhist.models.simclr import Encoder, EncoderAndHead, Head, SmallEncoder
 from jaxhist.train import Experiment, Run
 
@@ -84,32 +85,14 @@ PRESETS |= simclr_imagenet.PRESETS
 
 
 def small_images(config: Config, run: Run) -> augment.Views:
-    """Views of a set or of a part of it. Tests see the images whole."""
+    """All of a set or a part of it."""
     # Data.
     source = images.named(config.data, config.validation)
     source = images.reduced(source, config.examples, config.shrink)
     labelled = images.reduced(source, config.labels)
-    views = 2 if config.learn == "views" else 1
-
-    def view(image, key):
-        crop_key, mirror_key, colour_key = jax.random.split(key, 3)
-        image = augment.random_resized_crop(image, crop_key, config.area)
-        if config.mirror:
-            image = augment.random_mirror(image, mirror_key)
-        if config.strength:
-            image = augment.colour_distortion(image, colour_key, config.strength)
-        return image
-
-    def prepare(batch, key):
-        image = jnp.stack(views * [batch["image"] / 255], 1)
-        return {**batch, "image": augment.each(image, key, view)}
-
-    mesh = devices.mesh(run.devices)
-    load = lambda: labelled.load()["train"]
-    train = batches.on_device(load, config.batch, run.seed, mesh, prepare)
-    whole = lambda split: batches.slices(source.load()[split])
-    shapes = augment.shapes(config.batch, views, source.shape)
-    return augment.Views(source.shape, source.names, shapes, train, whole)
+    count, mesh = 2 if config.learn == "views" else 1, devices.mesh(run.devices)
+    drawn = partial(augment.view, area=config.area, mirror=config.mirror, strength=config.strength)
+    return augment.small_images(source, labelled, config.batch, count, drawn, run.seed, mesh)
 
 
 def build(config: Config | ImageNet, run: Run) -> Experiment:

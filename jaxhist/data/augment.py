@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, Key, State
+from jaxhist.data import batches
+from jaxhist.data.images import Images
 
 
 class Views(NamedTuple):
@@ -37,6 +40,49 @@ def shapes(batch: int, views: int, shape: tuple[int, int, int]) -> Batch:
 def each(image: jax.Array, key: Key, view: Callable[[jax.Array, Key], jax.Array]) -> jax.Array:
     """A random view of each image, all independent. [B, V, H, W, C] -> the same"""
     return jax.vmap(jax.vmap(view))(image, jax.random.split(key, image.shape[:2]))
+
+
+def small_images(
+    source: Images,
+    labelled: Images,
+    batch: int,
+    count: int,
+    view: Callable[[jax.Array, Key], jax.Array],
+    seed: int,
+    mesh: Mesh,
+) -> Views:
+    """Small images in batches of views.
+
+    Args:
+      source: of the images.
+      labelled: those of them to train with.
+      batch: images in a training batch.
+      count: views of each of them.
+      view: makes one, see `each`.
+      seed: of the run.
+      mesh: that the batches are split over.
+    """
+
+    def prepare(batch, key):
+        image = jnp.stack(count * [batch["image"] / 255], 1)
+        return {**batch, "image": each(image, key, view)}
+
+    return Views(
+        source.shape,
+        source.names,
+        shapes(batch, count, source.shape),
+        batches.on_device(lambda: labelled.load()["train"], batch, seed, mesh, prepare),
+        whole=lambda split: batches.slices(source.load()[split]),
+    )
+
+
+def view(image: jax.Array, key: Key, area: float, mirror: bool, strength: float) -> jax.Array:
+    """A part of at least this share of the area, perhaps mirrored, its colours distorted."""
+    crop_key, mirror_key, colour_key = jax.random.split(key, 3)
+    image = random_resized_crop(image, crop_key, area)
+    if mirror:
+        image = random_mirror(image, mirror_key)
+    return colour_distortion(image, colour_key, strength) if strength else image
 
 
 def random_resized_crop(image: jax.Array, key: Key, smallest: float) -> jax.Array:
