@@ -1,8 +1,11 @@
 """Pictures: what a run or a claim shows, as PNG."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxhist import log
@@ -94,3 +97,53 @@ def filters(kernel: np.ndarray, columns: int = 16) -> np.ndarray:
     blank = np.pad(blank, ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
     tiles = blank.reshape(rows, columns, *blank.shape[1:]).swapaxes(1, 2)  # [rows, h, columns, w]
     return tiles.reshape(rows * blank.shape[1], columns * blank.shape[2], 3)
+
+
+def neighbours(rows: np.ndarray, same: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Images and what is nearest to each of them.
+
+    Args:
+      rows: [R, 1 + K, H, W, 3] uint8, in each row an image and its K neighbours, nearest first.
+      same: [R, K], which of them are of the image's class; the others get a red frame.
+      names: what to write beside each row.
+
+    Returns:
+      [H', W', 3] uint8.
+    """
+    R, columns, H = rows.shape[:3]
+    pixels = -(-64 // H)  # to a pixel, on a side
+    each = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    each = each.repeat(pixels, 2).repeat(pixels, 3)
+    height, width = each.shape[2:4]
+    inside = np.zeros((height, width), bool)
+    inside[pixels:-pixels, pixels:-pixels] = True
+    right = np.concatenate([np.ones((R, 1), bool), same], 1)[..., None, None, None]
+    frames = np.where(right, np.uint8(255), np.array([214, 39, 40], np.uint8))
+    each = np.where(inside[..., None], each, frames)
+    tiles = each.swapaxes(1, 2).reshape(R * height, columns * width, 3)
+    figure = Figure(figsize=(0.75 * columns + 1.4, 0.75 * R + 0.3), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.imshow(tiles, interpolation="nearest")
+    axes.set_yticks((np.arange(R) + 0.5) * height, names, fontsize=9)
+    axes.set_title("image, and the nearest first; in red, of another class", fontsize=10)
+    axes.set(xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return _pixels(figure)
+
+
+def scatter(places: np.ndarray, label: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
+    """Points [N, 2] in the colours of their classes [N]. -> [H, W, 3] uint8"""
+    figure = Figure(figsize=(7.5, 6), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    for index, name in enumerate(names):
+        axes.plot(*places[label == index].T, ".", markersize=5, label=name, color=f"C{index}")
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+    return _pixels(figure)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
