@@ -1,5 +1,6 @@
 """Pictures: what a run or a claim shows, as PNG."""
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,14 +26,18 @@ def curves(workdir: epath.Path):
                 metric, _, setting = name.partition(" ")
                 points = series.setdefault(metric, {}).setdefault((setting, line["phase"]), [])
                 points.append((line["step"], value))
-    figure = Figure(figsize=(5.5 * len(series), 4), layout="constrained")
+    columns = min(len(series), 4)
+    rows = -(-len(series) // columns)
+    figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
     styles = {
         "train": {"color": "tab:gray", "linewidth": 0.8},
         "evaluate": {"color": "tab:blue", "marker": "o", "markersize": 3},
         "test": {"color": "tab:red", "marker": "*", "markersize": 13, "linestyle": "none"},
     }
-    panels = figure.subplots(1, len(series), squeeze=False)[0]
-    for axes, (metric, of_metric) in zip(panels, series.items(), strict=True):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(series) :]:
+        axes.remove()
+    for axes, (metric, of_metric) in zip(panels, series.items(), strict=False):
         settings = list(dict.fromkeys(setting for setting, _ in of_metric))
         for (setting, phase), points in of_metric.items():
             label = phase if phase != "test" else f"test {points[-1][1]:.4g}"
@@ -46,7 +51,8 @@ def curves(workdir: epath.Path):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=None if len(of_metric) <= 6 else 6)
     config = "  ".join(f"{name}={value}" for name, value in header["config"].items())
-    figure.suptitle(f"{header['experiment']}   {config}", fontsize=8)
+    title = textwrap.fill(f"{header['experiment']}   {config}", 85 * columns)
+    figure.suptitle(title, fontsize=8)
     with failing_in_one_line(workdir), (workdir / "curves.png").open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
 
