@@ -202,15 +202,15 @@ def test_a_disk_that_is_full_when_the_log_is_written(run, monkeypatch):
 
 
 def test_rates_are_true_where_the_data_is_slow(run):
-    """Ten milliseconds a batch: every line of the log says so, and that it is waiting."""
+    """Fifty milliseconds a batch: every line of the log says so, and that it is waiting."""
 
     def data(step, state):
-        time.sleep(0.01)
+        time.sleep(0.05)
         return batch(step)
 
     run_tiny(dataclasses.replace(run, log_every=4, save_every=7), data=data, steps=30)
     for line in phase(run, "train")[1:]:
-        assert 0.01 <= line["speed"]["seconds/step"] < 0.03, line
+        assert 0.05 <= line["speed"]["seconds/step"] < 0.1, line
         assert 0.5 < line["speed"]["waiting"] <= 1, line
 
 
