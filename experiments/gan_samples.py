@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy.spatial.distance import pdist
 from sklearn.neural_network import MLPClassifier
 
 from jaxhist import evaluate, plots
@@ -48,14 +49,23 @@ class Judge:
         return self.measures(samples, "validation") | shown | {"neighbours": neighbours}
 
     def test(self, generate: Generate) -> dict[str, float]:
-        """Samples beside the test's images; the same of a Gaussian that is fitted to the training
-        images, and the Fréchet distance of the test's images themselves."""
+        """Samples beside the test's images; and for comparison a Gaussian that is fitted to the
+        training images, and the test's images themselves."""
         if not self.labels:
             return {}
-        metrics = self.measures(self.samples(generate), "test")
-        gaussian = self.measures(self.baseline(), "test")
-        metrics |= {f"{name} gaussian": value for name, value in gaussian.items()}
-        return metrics | {"frechet test": self.frechet(self.rows["test"]["input"])}
+        samples, gaussian, real = (
+            self.samples(generate),
+            self.gaussian(),
+            self.rows["test"]["input"],
+        )
+        likelihoods = self.log_likelihoods(samples, "test")
+        return self.measures(samples, "test") | {
+            "standard_error": float(likelihoods.std() / np.sqrt(len(likelihoods))),
+            "log_likelihood gaussian": float(self.log_likelihoods(gaussian, "test").mean()),
+            "frechet gaussian": self.frechet(gaussian),
+            "frechet test": self.frechet(real),
+            "distance test": distance(real),
+        }
 
     @functools.cached_property
     def rows(self) -> dict[str, dict[str, np.ndarray]]:
@@ -67,7 +77,7 @@ class Judge:
         """Of pixels [N, D], a function of the training images and their labels alone."""
         train = self.rows["train"]
         classifier, classes = MLPClassifier((128, 64), random_state=0), range(self.source.classes)
-        for _ in range(-(-500_000 // len(train["label"]))):  # epochs
+        for _ in range(-(-250_000 // len(train["label"]))):  # epochs
             classifier.partial_fit(train["input"], train["label"], classes=classes)
         return classifier
 
@@ -83,25 +93,24 @@ class Judge:
         noise = np.asarray(self.draw(jax.random.key(0), self.count))
         return np.concatenate([*map(generate, slices(noise))]).reshape(self.count, -1)
 
-    def baseline(self) -> np.ndarray:
+    def gaussian(self) -> np.ndarray:
         """Samples [N, D] of a Gaussian with the mean and the covariance of the training images."""
         train, random = self.rows["train"]["input"], np.random.default_rng(0)
-        gaussian = train.mean(0), np.cov(train, rowvar=False)
-        return np.float32(random.multivariate_normal(*gaussian, self.count, method="eigh"))
+        moments = train.mean(0), np.cov(train, rowvar=False)
+        return np.float32(random.multivariate_normal(*moments, self.count, method="eigh"))
 
     def measures(self, samples: np.ndarray, split: str) -> dict[str, float]:
-        """The mean log-likelihood of a split's images and its standard error, in nats; how many
-        classes appear in the samples; and the Fréchet distance to the training images."""
-        likelihood = self.likelihoods(samples, split)
+        """The mean log-likelihood of a split's images, in nats; how many classes appear in the
+        samples; their Fréchet distance to the training images; and the distance between two."""
         counts = np.bincount(self.classifier.predict(samples), minlength=self.source.classes)
         return {
-            "likelihood": float(likelihood.mean()),
-            "standard_error": float(likelihood.std() / np.sqrt(len(likelihood))),
+            "log_likelihood": float(self.log_likelihoods(samples, split).mean()),
             "classes": int((counts >= APPEARS * len(samples)).sum()),
             "frechet": self.frechet(samples),
+            "distance": distance(samples),
         }
 
-    def likelihoods(self, samples: np.ndarray, split: str) -> np.ndarray:
+    def log_likelihoods(self, samples: np.ndarray, split: str) -> np.ndarray:
         """The Parzen log-likelihood of each image of a split, in nats, [N].
 
         The windows' width is that of `SIGMAS` under which the first 1,000 of the validation's
@@ -134,6 +143,11 @@ class Judge:
             "samples": plots.tiles(eight_bits(generate(noise)), 8, HEIGHT),
             "interpolation": plots.tiles(eight_bits(generate(between)), 12, HEIGHT),
         }
+
+
+def distance(images: np.ndarray) -> float:
+    """The mean distance between two of the first thousand images [N, D]."""
+    return float(pdist(images[:1000]).mean())
 
 
 def eight_bits(images: Any) -> np.ndarray:

@@ -9,12 +9,14 @@ Images are [B, H, W, C] with pixels from 0 to 1; inside they are scaled to -1 to
 hyperbolic tangent. B batch, Z noise.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
 import jax
 
 from jaxhist import UserError
+from jaxhist.convolution import double, halve
 
 # Section 4: "a zero-centered Normal distribution with standard deviation 0.02".
 gaussian = nn.initializers.normal(0.02)
@@ -25,6 +27,22 @@ def normalization(on: bool, train: bool):
     if not on:
         return lambda: lambda x: x
     return partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+
+
+class Layer(nn.Module):
+    """A convolution of 5x5 that halves or doubles the height and the width, [B, H, W, C] ->
+    [B, H', W', filters]; with a bias where no normalization brings one."""
+
+    convolve: Callable[[jax.Array, jax.Array], jax.Array]  # `halve` or `double`
+    filters: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.convolve(x, self.param("kernel", gaussian, (5, 5, x.shape[-1], self.filters)))
+        if not self.use_bias:
+            return x
+        return x + self.param("bias", nn.initializers.zeros, (1, 1, 1, self.filters))
 
 
 class Generator(nn.Module):
@@ -58,7 +76,7 @@ class Generator(nn.Module):
         )
         x = first(z).reshape(-1, height // scale, width // scale, self.widths[0])
         x = nn.relu(norm()(x))
-        up = partial(nn.ConvTranspose, kernel_size=(5, 5), strides=(2, 2), kernel_init=gaussian)
+        up = partial(Layer, double)
         for filters in self.widths[1:]:
             x = nn.relu(norm()(up(filters, use_bias=not self.normalize)(x)))
         return (nn.tanh(up(channels)(x)) + 1) / 2
@@ -73,7 +91,7 @@ class Discriminator(nn.Module):
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
         norm = normalization(self.normalize, train)
-        down = partial(nn.Conv, kernel_size=(5, 5), strides=(2, 2), kernel_init=gaussian)
+        down = partial(Layer, halve)
         first, *others = reversed(self.widths)
         x = nn.leaky_relu(down(first)(2 * image - 1), 0.2)
         for filters in others:
