@@ -34,14 +34,16 @@ class Progress(NamedTuple):
     """What the loop remembers beside the state."""
 
     best: float = -np.inf  # the best score so far
-    best_step: int = -1  # the step that had it; -1: no score yet
-    since: int = 0  # evaluations since then
+    best_step: int = -1  # the last step that had it; -1: no score yet
+    since: int = 0  # evaluations since it was first reached
 
     def after(self, step: int, score: float) -> "Progress":
-        """Progress after one more evaluation. Neither a tie nor a NaN is an improvement."""
+        """Progress after one more evaluation. Neither a tie nor a NaN is an improvement; of equal
+        states the later one is kept, which has learned longer."""
         if score > self.best:
             return Progress(score, step, 0)
-        return self._replace(since=self.since + 1)
+        best_step = step if score == self.best else self.best_step
+        return self._replace(best_step=best_step, since=self.since + 1)
 
 
 class Checkpoints:

@@ -2,11 +2,16 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from jaxhist import devices, losses
 from jaxhist.algorithm import Batch, State
@@ -50,6 +55,61 @@ def means(
     return mean
 
 
+def outputs(
+    function: Callable, mesh: Mesh, size: int = 500
+) -> Callable[[State, Iterable[Batch]], Any]:
+    """What a network makes of a data set, such as features.
+
+    Args:
+      function: (state, batch) -> a pytree of arrays [B, ...].
+      mesh: the devices that share each batch.
+      size: the most examples in a batch.
+
+    Returns:
+      (state, batches) -> the pytree, numpy arrays [N, ...]. The batches are of numpy arrays.
+    """
+    size = -(-size // mesh.size) * mesh.size
+    function = jax.jit(function, out_shardings=devices.whole(mesh))
+
+    def output(state: State, batches: Iterable[Batch]) -> Any:
+        parts = []
+        for batch in batches:
+            count = len(jax.tree.leaves(batch)[0])
+            padded = jax.tree.map(functools.partial(_padded, size=size), batch)
+            part = jax.device_get(function(state, jax.device_put(padded, devices.split(mesh))))
+            parts.append(jax.tree.map(lambda array, count=count: array[:count], part))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+    return output
+
+
+class Features(NamedTuple):
+    """Of images, and what the images show."""
+
+    values: np.ndarray  # [N, D]
+    label: np.ndarray  # [N]
+
+
+def probe(train: Features, test: Features) -> float:
+    """The accuracy of a linear classifier on frozen features: logistic regression with a small L2
+    term, on features of mean 0 and variance 1 over the training examples."""
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    return float(classifier.fit(*train).score(*test))
+
+
+def nearest(train: Features, test: Features, count: int = 20) -> float:
+    """The accuracy of the most frequent class among the neighbours, by the cosine."""
+    classifier = KNeighborsClassifier(count, metric="cosine")
+    return float(classifier.fit(*train).score(*test))
+
+
+def neighbours(train: np.ndarray, test: np.ndarray, count: int) -> np.ndarray:
+    """The places in `train` [N, D] that are nearest to each of `test` [M, D], by the cosine, the
+    nearest first. -> [M, count]"""
+    found = NearestNeighbors(n_neighbors=count, metric="cosine").fit(train)
+    return found.kneighbors(test, return_distance=False)
+
+
 def classification(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
     """How well images are classified, by the mean of the probabilities over the views of each.
 
@@ -58,8 +118,8 @@ def classification(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
       label: [B].
 
     Returns:
-      name -> [B]: the cross-entropy `loss`, the `probability` of the right class, `accuracy`, and,
-      where there are 100 classes or more, `top5`.
+      name -> [B]: the cross-entropy `loss`, `accuracy`, and, where there are 100 classes or more,
+      `top5`.
     """
     log_probability = jax.nn.log_softmax(logits)
     logits = jax.nn.logsumexp(log_probability, axis=0) - np.log(len(logits))  # [B, K]
@@ -68,7 +128,6 @@ def classification(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
     values = losses.categorical_cross_entropy(logits, label)
     return {
         "loss": values,
-        "probability": jnp.exp(-values),
         "accuracy": top[:, 0] == label,
         **({"top5": jnp.any(top == label[:, None], -1)} if classes >= 100 else {}),
     }

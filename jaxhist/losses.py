@@ -98,6 +98,32 @@ def non_saturating_generator_loss(sample: jax.Array) -> jax.Array:
     return jax.nn.softplus(-_wide(sample))
 
 
+def nt_xent(z: jax.Array, temperature: float, normalize: bool = True) -> jax.Array:
+    """-log exp(sim(z_i, z_j) / tau) / sum_{k != i} exp(sim(z_i, z_k) / tau). [2N, D] -> [2N]
+
+    SimCLR, equation 1: i and j are two views of one example, in the rows 2n and 2n + 1, each once
+    in the place of i. The sum has the positive j and all 2N - 2 negatives. It is the cross-entropy
+    of finding j among all views but i.
+    """
+    return categorical_cross_entropy(view_logits(z, temperature, normalize), other_view(len(z)))
+
+
+def view_logits(z: jax.Array, temperature: float, normalize: bool = True) -> jax.Array:
+    """sim(z_i, z_k) / tau, -inf where k is i. [2N, D] -> [2N, 2N]
+
+    sim is the cosine or, if not to `normalize` (table 5), the product.
+    """
+    z = _wide(z)
+    if normalize:
+        z *= jax.lax.rsqrt(jnp.maximum(jnp.sum(z**2, -1, keepdims=True), 1e-24))
+    return jnp.where(jnp.eye(len(z), dtype=bool), -jnp.inf, z @ z.T / temperature)
+
+
+def other_view(count: int) -> jax.Array:
+    """Of each of 2N views, the place of the other one of the same example: 1, 0, 3, 2, ... [2N]"""
+    return jnp.arange(count) ^ 1
+
+
 def _same_shape(a: jax.Array, b: jax.Array):
     """Broadcasting [B, 1] against [B] gives [B, B] and a loss that looks fine; refuse it."""
     if a.shape != b.shape:

@@ -1,8 +1,12 @@
 """Pictures: what a run or a claim shows, as PNG."""
 
+import textwrap
+from collections.abc import Sequence
+
 import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from jaxhist import log
@@ -22,14 +26,18 @@ def curves(workdir: epath.Path):
                 metric, _, setting = name.partition(" ")
                 points = series.setdefault(metric, {}).setdefault((setting, line["phase"]), [])
                 points.append((line["step"], value))
-    figure = Figure(figsize=(5.5 * len(series), 4), layout="constrained")
+    columns = min(len(series), 4)
+    rows = -(-len(series) // columns)
+    figure = Figure(figsize=(5.5 * columns, 4 * rows), layout="constrained")
     styles = {
         "train": {"color": "tab:gray", "linewidth": 0.8},
         "evaluate": {"color": "tab:blue", "marker": "o", "markersize": 3},
         "test": {"color": "tab:red", "marker": "*", "markersize": 13, "linestyle": "none"},
     }
-    panels = figure.subplots(1, len(series), squeeze=False)[0]
-    for axes, (metric, of_metric) in zip(panels, series.items(), strict=True):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[len(series) :]:
+        axes.remove()
+    for axes, (metric, of_metric) in zip(panels, series.items(), strict=False):
         settings = list(dict.fromkeys(setting for setting, _ in of_metric))
         for (setting, phase), points in of_metric.items():
             label = phase if phase != "test" else f"test {points[-1][1]:.4g}"
@@ -43,7 +51,8 @@ def curves(workdir: epath.Path):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=None if len(of_metric) <= 6 else 6)
     config = "  ".join(f"{name}={value}" for name, value in header["config"].items())
-    figure.suptitle(f"{header['experiment']}   {config}", fontsize=8)
+    title = textwrap.fill(f"{header['experiment']}   {config}", 85 * columns)
+    figure.suptitle(title, fontsize=8)
     with failing_in_one_line(workdir), (workdir / "curves.png").open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
 
@@ -108,3 +117,53 @@ def tiles(images: np.ndarray, columns: int, height: int = 40) -> np.ndarray:
     blank = np.pad(blank, ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
     grid = blank.reshape(rows, columns, *blank.shape[1:]).swapaxes(1, 2)  # [rows, h, columns, w, C]
     return grid.reshape(rows * blank.shape[1], columns * blank.shape[2], -1)
+
+
+def neighbours(rows: np.ndarray, same: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Images and what is nearest to each of them.
+
+    Args:
+      rows: [R, 1 + K, H, W, 3] uint8, in each row an image and its K neighbours, nearest first.
+      same: [R, K], which of them are of the image's class; the others get a red frame.
+      names: what to write beside each row.
+
+    Returns:
+      [H', W', 3] uint8.
+    """
+    R, columns, H = rows.shape[:3]
+    pixels = -(-64 // H)  # to a pixel, on a side
+    each = np.pad(rows, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    each = each.repeat(pixels, 2).repeat(pixels, 3)
+    height, width = each.shape[2:4]
+    inside = np.zeros((height, width), bool)
+    inside[pixels:-pixels, pixels:-pixels] = True
+    right = np.concatenate([np.ones((R, 1), bool), same], 1)[..., None, None, None]
+    frames = np.where(right, np.uint8(255), np.array([214, 39, 40], np.uint8))
+    each = np.where(inside[..., None], each, frames)
+    tiles = each.swapaxes(1, 2).reshape(R * height, columns * width, 3)
+    figure = Figure(figsize=(0.75 * columns + 1.4, 0.75 * R + 0.3), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.imshow(tiles, interpolation="nearest")
+    axes.set_yticks((np.arange(R) + 0.5) * height, names, fontsize=9)
+    axes.set_title("image, and the nearest first; in red, of another class", fontsize=10)
+    axes.set(xticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return _pixels(figure)
+
+
+def scatter(places: np.ndarray, label: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
+    """Points [N, 2] in the colours of their classes [N]. -> [H, W, 3] uint8"""
+    figure = Figure(figsize=(7.5, 6), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    for index, name in enumerate(names):
+        axes.plot(*places[label == index].T, ".", markersize=5, label=name, color=f"C{index}")
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+    return _pixels(figure)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]

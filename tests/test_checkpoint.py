@@ -179,4 +179,6 @@ def test_progress_counts_evaluations_since_the_best():
     for step, score in enumerate([0.5, 0.4, 0.5, float("nan"), 0.6, 0.1]):
         progress = progress.after(step, score)
     assert progress == Progress(0.6, 4, 1)
+    tie = progress.after(6, 0.6)
+    assert tie == Progress(0.6, 6, 2)  # the later state is the best one, but no better
     assert Progress().after(1, float("nan")) == Progress(-np.inf, -1, 1)

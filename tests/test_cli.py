@@ -72,7 +72,7 @@ def test_evaluate_repeats_the_figures_of_the_run(command, finished):
     lines = log.read(finished)
     (test,) = [line for line in lines if line.get("phase") == "test"]
     assert said["step"] == test["step"]
-    assert said["test"] == {name: test[name] for name in ("loss", "accuracy", "probability")}
+    assert said["test"] == {name: test[name] for name in ("loss", "accuracy")}
 
 
 def test_the_default_directory_is_below_the_present_one(tmp_path):

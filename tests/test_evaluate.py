@@ -58,7 +58,7 @@ def test_a_stream_is_not_read_far_ahead_of_the_devices(monkeypatch):
 
 
 @pytest.mark.parametrize("classes", [10, 100])
-def test_classification_is_of_the_mean_probability_over_the_views(classes):
+def test_classification_is_by_the_mean_probability_over_the_views(classes):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 20, classes), scale=4).astype(np.float32)
     label = rng.integers(0, classes, 20)
@@ -68,7 +68,6 @@ def test_classification_is_of_the_mean_probability_over_the_views(classes):
         views = [np.exp(view[i]) / np.exp(view[i]).sum() for view in logits]
         likely = np.mean(views, 0)
         ranked = list(np.argsort(-likely))
-        np.testing.assert_allclose(got["probability"][i], likely[label[i]], rtol=1e-4)
         np.testing.assert_allclose(got["loss"][i], -np.log(likely[label[i]]), rtol=1e-4)
         assert got["accuracy"][i] == (ranked[0] == label[i])
         if classes >= 100:

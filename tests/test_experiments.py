@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import adam, alexnet, googlenet, regression
+from experiments import adam, alexnet, googlenet, regression, simclr
 from jaxhist import devices, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
@@ -30,6 +30,7 @@ EVERY = pytest.mark.parametrize(
         tiny(adam, "autoencoder", widths=(8, 2)),
         tiny(alexnet, "small", width=4, hidden=(8,), normalize=True),
         tiny(googlenet, "small"),
+        tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
     ],
 )
 

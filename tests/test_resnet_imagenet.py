@@ -52,7 +52,7 @@ def test_a_test_measures_the_mean_of_the_probabilities(validated):
     experiment = resnet.build(replace(SAMPLE, depth=18), Run(devices=1))
     state = jax.jit(experiment.init)(keys(0).init)
     measured = experiment.test(state)
-    assert measured.keys() == {"loss", "accuracy", "probability", "top5"}
+    assert measured.keys() == {"loss", "accuracy", "top5"}
     model = ResNet(18, 1000)
     (batch,) = resnet.large_photographs(SAMPLE, Run()).test()
     views = resnet.large_photographs(SAMPLE, Run()).views(batch["image"])

@@ -129,8 +129,8 @@ def test_the_best_checkpoint_is_kept_and_tested(run):
         steps=30,
         test=lambda state: {"at": int(state.step)},
     )
-    assert phase(run, "test") == [{"step": 10, "phase": "test", "at": 10}]
-    assert Checkpoints(run.workdir).steps() == [30, 29, 10]
+    assert phase(run, "test") == [{"step": 15, "phase": "test", "at": 15}]
+    assert Checkpoints(run.workdir).steps() == [30, 29, 15]
     assert phase(run, "evaluate")[4]["score"] is None  # NaN is not JSON
 
 
@@ -138,7 +138,7 @@ def test_the_best_checkpoint_is_kept_and_tested(run):
 def test_patience_counts_evaluations_and_neither_ties_nor_nan_are_better(run, patience, last):
     run_tiny(run, evaluate=scores, score="score", steps=30, patience=patience)
     assert phase(run, "evaluate")[-1]["step"] == last
-    assert phase(run, "test")[-1]["step"] == 10
+    assert phase(run, "test")[-1]["step"] == 15
     stopped = without_speed(run)
     run_tiny(run, evaluate=scores, score="score", steps=30, patience=patience)
     assert without_speed(run) == stopped  # a run that stopped early stays stopped

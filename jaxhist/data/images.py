@@ -1,4 +1,5 @@
-"""Labelled images of one size: scikit-learn's digits, or any TFDS set with `image` and `label`."""
+"""Labelled images of one size: scikit-learn's digits, pieces of photographs, or any TFDS set with
+`image` and `label`."""
 
 import functools
 import math
@@ -8,10 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import skimage.data
 import tensorflow_datasets as tfds
 from jax.sharding import Mesh
 from rich.progress import track
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_image
 from sklearn.model_selection import train_test_split
 
 from jaxhist import UserError
@@ -27,6 +29,7 @@ class Images(NamedTuple):
     shape: tuple[int, int, int]  # H, W, C
     classes: int
     load: Callable[[], dict[str, Split]]  # train, validation, test; read once and kept
+    names: tuple[str, ...] = tuple("0123456789")  # of the classes
 
 
 class Labelled(NamedTuple):
@@ -40,9 +43,7 @@ class Labelled(NamedTuple):
     test: Callable[[], Iterable[Batch]]
     views: Callable[[jax.Array], jax.Array]  # stored images -> [V, B, H, W, C], seen in a test
     size: int = 500  # of a batch of validation and test
-    # What chooses the checkpoint, on examples held out; "" chooses none. Where they are few, many
-    # checkpoints are equally accurate, and the first is not the best.
-    score: str = "probability"
+    score: str = "accuracy"  # chooses the checkpoint, on examples held out; "" chooses none
 
 
 class Inputs(NamedTuple):
@@ -85,8 +86,9 @@ def split_off(split: Split, size: int) -> tuple[Split, Split]:
 
 
 def named(name: str, validation: int) -> Images:
-    """`digits`, or a TFDS data set by its name."""
-    return digits(validation) if name == "digits" else from_tfds(name, validation)
+    """`digits` or `pieces`, or a TFDS data set by its name."""
+    embedded = {"digits": digits, "pieces": pieces}
+    return embedded[name](validation) if name in embedded else from_tfds(name, validation)
 
 
 def digits(validation: int) -> Images:
@@ -106,6 +108,46 @@ def digits(validation: int) -> Images:
         return {"train": train, "validation": held_out, "test": test}
 
     return Images((8, 8, 1), 10, load)
+
+
+PHOTOGRAPHS = {
+    "astronaut": skimage.data.astronaut,
+    "cat": skimage.data.chelsea,
+    "coffee": skimage.data.coffee,
+    "rocket": skimage.data.rocket,
+    "galaxies": skimage.data.hubble_deep_field,
+    "tissue": skimage.data.immunohistochemistry,
+    "retina": skimage.data.retina,
+    "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
+    "temple": lambda: load_sample_image("china.jpg"),
+    "flower": lambda: load_sample_image("flower.jpg"),
+}
+
+
+def pieces(validation: int) -> Images:
+    """4,000 pieces of 16x16 pixels, cut from ten photographs that come with scikit-image and
+    scikit-learn; 800 of them to test. The label is the photograph. No two pieces overlap.
+
+    Args:
+      validation: how many training examples to hold out.
+    """
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        pieces = []
+        for photograph in PHOTOGRAPHS.values():
+            image = photograph()
+            H, W = (length // 16 * 16 for length in image.shape[:2])
+            squares = image[:H, :W].reshape(H // 16, 16, W // 16, 16, 3).swapaxes(1, 2)
+            squares = squares.reshape(-1, 16, 16, 3)
+            chosen = np.random.default_rng(0).permutation(len(squares))[:400]
+            pieces.append(squares[chosen])
+        label = np.repeat(np.arange(len(pieces), dtype=np.int32), 400)
+        both, test = split_off({"image": np.concatenate(pieces), "label": label}, 800)
+        train, held_out = split_off(both, validation)
+        return {"train": train, "validation": held_out, "test": test}
+
+    return Images((16, 16, 3), len(PHOTOGRAPHS), load, tuple(PHOTOGRAPHS))
 
 
 def from_tfds(name: str, validation: int) -> Images:
@@ -131,7 +173,8 @@ def from_tfds(name: str, validation: int) -> Images:
         train, held_out = split_off(_decoded(builder, "train"), validation)
         return {"train": train, "validation": held_out, "test": _decoded(builder, "test")}
 
-    return Images(shape, features["label"].num_classes, load)
+    label = features["label"]
+    return Images(shape, label.num_classes, load, tuple(label.names))
 
 
 def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
@@ -177,7 +220,7 @@ def reduced(source: Images, examples: int = 0, by: int = 1) -> Images:
             splits = {**splits, "train": split_off(splits["train"], examples)[1]}
         return {name: shrink(split) for name, split in splits.items()} if by > 1 else splits
 
-    return Images((height // by, width // by, channels), source.classes, load)
+    return source._replace(shape=(height // by, width // by, channels), load=load)
 
 
 def scaled(source: Images) -> Inputs:
