@@ -89,7 +89,7 @@ PRESETS = {
         widths=(64, 32),
         rate=2e-4,
         batch=128,
-        steps=5000,
+        steps=3000,
     ),
 }
 

@@ -20,6 +20,7 @@ from jaxhist.data.images import Images, scaled
 
 SIGMAS = np.logspace(-1, 0, 10)  # of the windows, to choose from
 APPEARS = 0.01  # a class does if it is this part of the samples
+SEEN = 250_000  # images, by the classifier while it learns
 HEIGHT = 64  # of an image in a picture, at least
 
 Generate = Callable[[np.ndarray], jax.Array]  # noise [N, Z] -> images [N, H, W, C] from 0 to 1
@@ -77,7 +78,7 @@ class Judge:
         """Of pixels [N, D], a function of the training images and their labels alone."""
         train = self.rows["train"]
         classifier, classes = MLPClassifier((128, 64), random_state=0), range(self.source.classes)
-        for _ in range(-(-250_000 // len(train["label"]))):  # epochs
+        for _ in range(-(-SEEN // len(train["label"]))):  # epochs
             classifier.partial_fit(train["input"], train["label"], classes=classes)
         return classifier
 

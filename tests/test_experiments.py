@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import adam, alexnet, gan, googlenet, regression, simclr
+from experiments import adam, alexnet, gan, gan_samples, googlenet, regression, simclr
 from jaxhist import devices, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
@@ -34,6 +34,12 @@ EVERY = pytest.mark.parametrize(
         tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
     ],
 )
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """What measures samples learns for an epoch."""
+    monkeypatch.setattr(gan_samples, "SEEN", 1)
 
 
 @EVERY

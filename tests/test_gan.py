@@ -1,5 +1,6 @@
 """Generative Adversarial Nets, arXiv:1406.2661, and DCGAN, arXiv:1511.06434."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -405,3 +406,11 @@ def test_photographs_that_are_not_there_are_named():
     config = replace(gan.PRESETS["dcgan"], data="no_such_photographs")
     with pytest.raises(UserError, match="no_such_photographs"):
         gan.build(config, Run(devices=1))
+
+
+def test_a_network_that_is_not_there_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gan", "describe", "small", "--network", "recurrent"])
+    with pytest.raises(SystemExit) as stopped:
+        gan.main(gan.build, gan.PRESETS, gan.CLAIMS)
+    assert stopped.value.code == 2
+    assert "recurrent" in "".join(capsys.readouterr())
