@@ -101,3 +101,53 @@ def kernel_gradient(x, gradient, size, padding):
     gradient = jnp.concatenate([gradient[:, shift] for shift in shifts], -1)
     product = gradient.reshape(B * H * W, rows * O).T @ x.reshape(B * H * W, columns * C)
     return product.reshape(rows, O, columns, C).transpose(0, 2, 3, 1)
+
+
+def halve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of 5x5 with a stride of 2, padding "SAME". [B, 2H, 2W, C] -> [B, H, W, O]
+
+    On CPU it is four convolutions with a stride of 1, one for each parity of the input's row and
+    column, of the parts of the kernel that meet them: `convolve` has a fast gradient for these.
+    """
+    numbers = ("NHWC", "HWIO", "NHWC")
+    native = partial(
+        lax.conv_general_dilated, window_strides=(2, 2), padding="SAME", dimension_numbers=numbers
+    )
+
+    def by_parity(x, kernel):
+        # Row i is made of the rows 2i - 1 to 2i + 3.
+        parts = [(slice(1, None, 2), (0, 1)), (slice(0, None, 2), (1, 1))]
+        return sum(
+            convolve(x[:, p::2, q::2], kernel[rows, columns], (1, 1), (vertical, horizontal))
+            for p, (rows, vertical) in enumerate(parts)
+            for q, (columns, horizontal) in enumerate(parts)
+        )
+
+    return lax.platform_dependent(x, kernel, cpu=_unless_few(by_parity, native), default=native)
+
+
+def double(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A transposed convolution of 5x5 with a stride of 2, padding "SAME".
+    [B, H, W, C] -> [B, 2H, 2W, O]
+
+    On CPU it is four convolutions with a stride of 1, one for each parity of the output's row and
+    column.
+    """
+    native = partial(lax.conv_transpose, strides=(2, 2), padding="SAME")
+
+    def by_parity(x, kernel):
+        B, H, W, _ = x.shape
+        # Row 2m is made of the rows m - 1 and m, row 2m + 1 of the rows m - 1, m and m + 1.
+        parts = [(slice(1, None, 2), (1, 0)), (slice(0, None, 2), (1, 1))]
+        rows = [
+            jnp.stack([convolve(x, kernel[r, c], (1, 1), (above, left)) for c, left in parts], 3)
+            for r, above in parts
+        ]
+        return jnp.stack(rows, 2).reshape(B, 2 * H, 2 * W, -1)
+
+    return lax.platform_dependent(x, kernel, cpu=_unless_few(by_parity, native), default=native)
+
+
+def _unless_few(ours, native):
+    """Where channels are few, XLA's own is as fast."""
+    return lambda x, kernel: (ours if min(kernel.shape[2:]) > 4 else native)(x, kernel)

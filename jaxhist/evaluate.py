@@ -133,6 +133,56 @@ def classification(logits: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+def parzen_log_likelihoods(
+    samples: np.ndarray, x: np.ndarray, sigmas: np.ndarray, block: int = 250
+) -> np.ndarray:
+    """Of points under windows: a Gaussian around each sample, in nats.
+
+        log p(x) = log mean_i N(x; s_i, sigma^2 I)
+
+    Args:
+      samples: s, [S, D] float32.
+      x: the points, [N, D] float32.
+      sigmas: the windows' standard deviations, [K].
+      block: how many points are compared with all samples at a time.
+
+    Returns:
+      [K, N].
+    """
+    parts = [x[begin : begin + block] for begin in range(0, len(x), block)]
+    return np.concatenate([_parzen(samples, part, jnp.float32(sigmas)) for part in parts], axis=1)
+
+
+@jax.jit
+def _parzen(samples: jax.Array, x: jax.Array, sigmas: jax.Array) -> jax.Array:
+    norms = lambda rows: jnp.sum(rows**2, 1)
+    squares = norms(x)[:, None] + norms(samples)[None] - 2 * x @ samples.T  # [N, S]
+
+    def one(sigma):
+        log_sum = jax.nn.logsumexp(-squares / (2 * sigma**2), axis=1)
+        constant = samples.shape[1] * jnp.log(sigma * jnp.sqrt(2 * jnp.pi))
+        return log_sum - jnp.log(len(samples)) - constant
+
+    return jax.lax.map(one, sigmas)
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Between two sets of points [N, D] and [M, D], each taken for a Gaussian.
+
+        |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2)
+
+    Heusel et al. 2017, arXiv:1706.08500, eq. 6.
+    """
+    a, b = np.float64(a), np.float64(b)
+    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # The root has the trace of (R C_b R)^1/2, R the root of C_a, which is symmetric.
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    both = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariance_b @ root), 0)).sum()
+    traces = np.trace(covariance_a) + np.trace(covariance_b)
+    return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + traces - 2 * both)
+
+
 def _padded(array: np.ndarray, size: int) -> np.ndarray:
     """[N, ...] -> [size, ...], zeros behind the end."""
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))

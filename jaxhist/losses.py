@@ -72,6 +72,32 @@ def divergence_from_standard_normal(mean: jax.Array, log_variance: jax.Array) ->
     return _over_features((jnp.exp(s) + m**2 - 1 - s) / 2, jnp.sum)
 
 
+def discriminator_loss(real: jax.Array, sample: jax.Array) -> jax.Array:
+    """-log D(x) - log(1 - D(G(z))), D = s(logit) the probability of being real. [B], [B] -> [B]
+
+    Goodfellow et al., arXiv:1406.2661, eq. 1, whose V is the mean of this with a minus. It is log 4
+    where samples cannot be told from real images (theorem 1).
+    """
+    _same_shape(real, sample)
+    return jax.nn.softplus(-_wide(real)) + jax.nn.softplus(_wide(sample))
+
+
+def saturating_generator_loss(sample: jax.Array) -> jax.Array:
+    """log(1 - D(G(z))), of the same equation. [B] -> [B]
+
+    Its slope in the logit is -D, next to nothing where a sample is sure to be told from real ones.
+    """
+    return -jax.nn.softplus(_wide(sample))
+
+
+def non_saturating_generator_loss(sample: jax.Array) -> jax.Array:
+    """-log D(G(z)), the end of section 3 there. [B] -> [B]
+
+    It has the same fixed point; its slope in the logit is -(1 - D).
+    """
+    return jax.nn.softplus(-_wide(sample))
+
+
 def nt_xent(z: jax.Array, temperature: float, normalize: bool = True) -> jax.Array:
     """-log exp(sim(z_i, z_j) / tau) / sum_{k != i} exp(sim(z_i, z_k) / tau). [2N, D] -> [2N]
 

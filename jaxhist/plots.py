@@ -91,18 +91,32 @@ def filters(kernel: np.ndarray, columns: int = 16) -> np.ndarray:
     Returns:
       [H, W, 3] uint8, white between the filters and where a row is not full.
     """
-    height, _, channels, count = kernel.shape
+    channels = kernel.shape[2]
     each = np.moveaxis(np.asarray(kernel, np.float32), -1, 0)  # [N, h, w, C]
     largest = np.abs(each).max((1, 2, 3), keepdims=True)
     each = (127.5 + 127.5 * each / np.maximum(largest, 1e-12)).round().astype(np.uint8)
-    pixels = -(-40 // height)  # to a weight, on a side
-    each = np.repeat(each, 3 // channels, -1).repeat(pixels, 1).repeat(pixels, 2)
-    rows = -(-count // columns)
-    blank = np.full((rows * columns, *each.shape[1:]), 255, np.uint8)
-    blank[:count] = each
+    return tiles(np.repeat(each, 3 // channels, -1), columns)
+
+
+def tiles(images: np.ndarray, columns: int, height: int = 40) -> np.ndarray:
+    """Images side by side, enlarged so that they can be seen.
+
+    Args:
+      images: [N, h, w, C] uint8.
+      columns: images in a row.
+      height: of an image, at least, in pixels.
+
+    Returns:
+      [H, W, C] uint8, white between the images and where a row is not full.
+    """
+    pixels = -(-height // images.shape[1])  # to one of an image, on a side
+    images = images.repeat(pixels, 1).repeat(pixels, 2)
+    rows = -(-len(images) // columns)
+    blank = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
+    blank[: len(images)] = images
     blank = np.pad(blank, ((0, 0), (0, 4), (0, 4), (0, 0)), constant_values=255)
-    tiles = blank.reshape(rows, columns, *blank.shape[1:]).swapaxes(1, 2)  # [rows, h, columns, w]
-    return tiles.reshape(rows * blank.shape[1], columns * blank.shape[2], 3)
+    grid = blank.reshape(rows, columns, *blank.shape[1:]).swapaxes(1, 2)  # [rows, h, columns, w, C]
+    return grid.reshape(rows * blank.shape[1], columns * blank.shape[2], -1)
 
 
 def neighbours(rows: np.ndarray, same: np.ndarray, names: Sequence[str]) -> np.ndarray:

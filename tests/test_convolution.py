@@ -1,5 +1,7 @@
 """The convolution and its gradients against XLA's own."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxhist import devices, flops
-from jaxhist.convolution import IMAGES, convolve
+from jaxhist.convolution import IMAGES, convolve, double, halve
 
 # Kernel, strides, padding. Three are XLA's own: they change the image's size.
 CASES = {
@@ -98,3 +100,43 @@ def test_only_the_cpu_backend_has_the_product():
     text = step.trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("stablehlo.convolution") == 3
     assert "dot_general" not in text
+
+
+# With a stride of 2.
+
+STRIDED = {
+    "halve": (
+        halve,
+        lambda x, kernel: lax.conv_general_dilated(
+            x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        (8, 4, 3, 5),
+    ),
+    "double": (
+        double,
+        lambda x, kernel: lax.conv_transpose(x, kernel, (2, 2), "SAME"),
+        (8, 16, 12, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRIDED)
+@pytest.mark.parametrize("channels", [6, 3])  # with 3, ours is XLA's own
+def test_halving_and_doubling_are_the_convolutions_of_xla(case, channels):
+    ours, theirs, shape = STRIDED[case]
+    draw = np.random.default_rng(0).normal
+
+    def total(function, x, kernel):
+        y = function(x, kernel)
+        return jnp.sum(jnp.sin(y)), y
+
+    with jax.enable_x64(True):
+        x, kernel = draw(size=(8, 8, 6, channels)), draw(size=(5, 5, channels, 5))
+        results = []
+        for function in (ours, theirs):
+            compute = jax.jit(jax.grad(partial(total, function), (0, 1), has_aux=True))
+            gradients, y = compute(x, kernel)
+            assert y.shape == shape
+            results.append((y, *gradients))
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)

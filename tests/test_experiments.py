@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import adam, alexnet, googlenet, regression, simclr
+from experiments import adam, alexnet, gan, gan_samples, googlenet, regression, simclr
 from jaxhist import devices, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
@@ -29,10 +29,17 @@ EVERY = pytest.mark.parametrize(
         tiny(adam, "convolutional", widths=(4, 4, 4, 8)),
         tiny(adam, "autoencoder", widths=(8, 2)),
         tiny(alexnet, "small", width=4, hidden=(8,), normalize=True),
+        tiny(gan, "small", widths=(16,), units=4, samples=200),
         tiny(googlenet, "small"),
         tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
     ],
 )
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """What measures samples learns for an epoch."""
+    monkeypatch.setattr(gan_samples, "SEEN", 1)
 
 
 @EVERY

@@ -179,6 +179,13 @@ def center_crop(photograph: Photograph) -> np.ndarray:
     return _crop(image, (width, height), ((width - SIZE) // 2, (height - SIZE) // 2), SIZE)
 
 
+def central_square(photograph: Photograph, side: int) -> np.ndarray:
+    """DCGAN, section 4: the centre, cropped and scaled. -> [side, side, 3] uint8."""
+    image, size = _open(photograph, side)
+    corner = tuple((length - side) // 2 for length in size)
+    return _crop(image, size, corner, side)
+
+
 def five_crops(photograph: Photograph) -> np.ndarray:
     """AlexNet, section 4.1: four corners and the centre of the central square at scale 256. Their
     mirror images, to be made on the device, make them ten. -> [5, 224, 224, 3] uint8."""
