@@ -110,7 +110,7 @@ def test_dropout_keeps_four_fifths_of_the_pixels_and_half_of_the_units():
 
 
 def test_dcgan_makes_images_from_0_to_1_and_mirrors_them():
-    generator, discriminator = dcgan.Generator((8, 12, 3), (8, 6)), dcgan.Discriminator((8, 6))
+    generator, discriminator = dcgan.Generator((8, 12, 3), (4, 3)), dcgan.Discriminator((4, 3))
     z = 30 * generator.draw(jax.random.key(0), 5)
     variables = init(generator, z)
     variables["params"]["Layer_1"]["kernel"] *= 1000
@@ -245,9 +245,8 @@ def moved(before, after):
     return Players(*(not same(*pair) for pair in zip(before.params, after.params, strict=True)))
 
 
-@pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize(
-    "loss", [losses.non_saturating_generator_loss, losses.saturating_generator_loss]
+    "loss, k", [(losses.non_saturating_generator_loss, 1), (losses.saturating_generator_loss, 2)]
 )
 def test_each_player_descends_its_own_loss_alone(loss, k):
     algorithm, state, batch = game(loss, k=k)
