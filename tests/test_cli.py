@@ -153,7 +153,7 @@ def test_batch_that_does_not_divide(command, tmp_path):
     [
         (["--depth=14"], "depth is 8 there, 14 here"),
         (["--run.seed=1"], "seed is 0 there, 1 here"),
-        (["--rate=0.2", "--steps=20"], "rate is 0.02 there, 0.2 here"),
+        (["--rate=0.2", "--steps=20"], "rate is 0.1 there, 0.2 here"),
     ],
 )
 def test_directory_of_another_run(command, saved, change, words):
