@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: jaxhist needs Python 3.11 or newer; choose one with make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	    --constraint constraints.txt --editable '.[test$(if $(ACCELERATOR),$(comma)$(ACCELERATOR))]'
+	    --constraint constraints.txt --editable '.[play,test$(if $(ACCELERATOR),$(comma)$(ACCELERATOR))]'
 	touch $@
 
 comma := ,
@@ -32,7 +32,7 @@ demo: install
 	@echo '  python -m experiments.resnet describe cifar10'
 
 claims: install
-	for name in resnet identity_mappings alexnet gan googlenet adam simclr regression; do $(BIN)/python -m experiments.$$name claims || exit; done
+	for name in resnet identity_mappings alexnet gan googlenet adam dqn simclr regression; do $(BIN)/python -m experiments.$$name claims || exit; done
 
 test: install
 	$(BIN)/python -m pytest -n 2 -q

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import jax
 import tyro
 
 from jaxhist import UserError, claims, flops, log, tell
-from jaxhist.algorithm import keys
+from jaxhist.algorithm import State, keys
 from jaxhist.checkpoint import tested
 from jaxhist.claims import Check, Claim, Equation
 from jaxhist.train import Experiment, Interrupted, Run, train
@@ -38,6 +39,7 @@ def main(
     build: Callable[[Any, Run], Experiment],
     presets: dict[str, Any],
     claims: dict[str, Claim | Equation],
+    commands: dict[str, Callable] | None = None,
 ):
     """Run the command in `sys.argv` for the script that defines `build`, and exit.
 
@@ -45,13 +47,17 @@ def main(
       build: (config, run) -> Experiment. Reads no data before the experiment is asked for some.
       presets: name -> config, an instance of a frozen dataclass; the first is the default.
       claims: name -> claim, such as R1.
+      commands: name -> (config, state, **options) -> None, what else can be done with a run's
+        checkpoint. The options are the function's, with their types and what it says of them.
     """
-    script = _Script(Path(inspect.getfile(build)).stem, build, presets, claims)
+    commands = commands or {}
+    script = _Script(Path(inspect.getfile(build)).stem, build, presets, claims, commands)
     verbs = {
         "train": script.train,
         "evaluate": script.evaluate,
         "describe": script.describe,
         "claims": script.check,
+        **{name: partial(script.command, name) for name in commands},
     }
     verb, *arguments = sys.argv[1:] or ["--help"]
     try:
@@ -78,6 +84,7 @@ class _Script:
     build: Callable[[Any, Run], Experiment]
     presets: dict[str, Any]
     claims: dict[str, Claim | Equation]
+    commands: dict[str, Callable]
 
     def train(self, arguments: list[str]) -> int:
         config, run = self._parse(arguments)
@@ -97,16 +104,22 @@ class _Script:
             return 0
         if len(arguments) != 1 or arguments[0].startswith("-"):
             raise _UsageError(usage)
-        (workdir,) = arguments
-        header = log.read(workdir)[0]
-        if header["experiment"] != self.name:
-            raise UserError(f"{workdir} holds a run of {header['experiment']}, not of {self.name}")
-        run = Run(workdir=workdir, seed=header["seed"])
-        experiment = self.build(self._config(header["config"]), run)
-        state = tested(workdir, experiment.init)
+        _, experiment, state = self._trained(*arguments)
         measured = {"evaluate": experiment.evaluate(state), "test": experiment.test(state)}
         scalars = {phase: log.scalars(metrics) for phase, metrics in measured.items()}
         print(json.dumps({"step": int(state.step), **scalars}))
+        return 0
+
+    def command(self, name: str, arguments: list[str]) -> int:
+        program = f"python -m experiments.{self.name} {name} DIR"
+        function = self.commands[name]
+        if {"-h", "--help"} & set(arguments):
+            tyro.cli(partial(function, None, None), prog=program, args=["--help"])
+        if not arguments or arguments[0].startswith("-"):
+            raise _UsageError(f"{program} [OPTIONS]")
+        workdir, *options = arguments
+        config, _, state = self._trained(workdir)
+        tyro.cli(partial(function, config, state), prog=program, args=options)
         return 0
 
     def describe(self, arguments: list[str]) -> int:
@@ -153,6 +166,11 @@ class _Script:
     def help(self, header: str) -> str:
         presets = [f"  {name:10} {_fields(config)}" for name, config in self.presets.items()]
         commands = __doc__.split("\n\n")[1].replace("NAME", self.name)
+        own = [
+            f"    python -m experiments.{self.name} {name} DIR [OPTIONS]   "
+            f"{inspect.getdoc(function).splitlines()[0]}"
+            for name, function in self.commands.items()
+        ]
         return "\n".join(
             [
                 header.strip(),
@@ -162,6 +180,7 @@ class _Script:
                 *(f"  {key:10} {claim.says}" for key, claim in self.claims.items()),
                 "\nCommands:",
                 commands,
+                *own,
                 f"    python -m experiments.{self.name} train [PRESET] --help     all options",
             ]
         )
@@ -183,6 +202,15 @@ class _Script:
         program = f"python -m experiments.{self.name} train {preset}"
         chosen = tyro.cli(both, prog=program, args=arguments, description="")
         return chosen.config, chosen.run
+
+    def _trained(self, workdir: str) -> tuple[Any, Experiment, State]:
+        """The configuration of a run, its experiment, and the state that was tested."""
+        header = log.read(workdir)[0]
+        if header["experiment"] != self.name:
+            raise UserError(f"{workdir} holds a run of {header['experiment']}, not of {self.name}")
+        config = self._config(header["config"])
+        experiment = self.build(config, Run(workdir=workdir, seed=header["seed"]))
+        return config, experiment, tested(workdir, experiment.init)
 
     def _config(self, saved: dict) -> Any:
         for config in self.presets.values():

@@ -64,12 +64,27 @@ def convolve(x, kernel, window_strides, padding, dimension_numbers=IMAGES, **opt
     return convolution(x, kernel)
 
 
+def convolve_small(x, kernel, window_strides, padding, dimension_numbers=IMAGES, **options):
+    """`jax.lax.conv_general_dilated` with a stride of 1, to be given to `nn.Conv` where images and
+    windows are small. On CPU it is a product of matrices, which is as fast in a loop as outside."""
+    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], window_strides, padding)
+    native = partial(
+        lax.conv_general_dilated,
+        window_strides=window_strides,
+        padding=padding,
+        dimension_numbers=dimension_numbers,
+        **options,
+    )
+    ours = partial(product_of_patches, padding=pads)
+    return lax.platform_dependent(x, kernel, cpu=ours, default=native)
+
+
 def product_of_patches(x, kernel, padding):
-    """A convolution that keeps the image's size, [B, H, W, C] -> [B, H, W, O], as a product of
-    matrices: every pixel's window, laid out in its channels, times the kernel."""
-    _, H, W, _ = x.shape
+    """A convolution with a stride of 1, [B, H, W, C] -> [B, H', W', O], as a product of matrices:
+    every pixel's window, laid out in its channels, times the kernel."""
     rows, columns, C, O = kernel.shape  # noqa: E741
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    H, W = x.shape[1] - rows + 1, x.shape[2] - columns + 1
     windows = [x[:, i : i + H, j : j + W] for i in range(rows) for j in range(columns)]
     return jnp.concatenate(windows, -1) @ kernel.reshape(rows * columns * C, O)
 

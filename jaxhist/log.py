@@ -222,7 +222,8 @@ class Log:
     def write(
         self, phase: str, step: int, metrics: dict[str, Any], speed: dict[str, float] | None = None
     ):
-        """Write one line and its events, and show it; a uint8 array [H, W, C] becomes a PNG."""
+        """Write one line and its events, and show it. A uint8 array becomes a picture: one of
+        [H, W, C] a PNG, one of [T, H, W, C] a GIF."""
         speed = speed or {}
         numbers = scalars(metrics)
         pictures = {name: value for name, value in metrics.items() if name not in numbers}
@@ -237,9 +238,8 @@ class Log:
                     self._events.write_event(event)
             self._events.flush()
             for name, value in pictures.items():
-                with (self._workdir / f"{name}.png").open("wb") as file:
-                    grey = value.shape[-1] == 1
-                    Image.fromarray(value[..., 0] if grey else value).save(file, format="png")
+                suffix = "png" if value.ndim == 3 else "gif"
+                write_picture(self._workdir / f"{name}.{suffix}", value)
         text = "  ".join(f"{name} {_short(value)}" for name, value in numbers.items())
         if phase == "train":
             text = f"{text}  {_speed(speed)}"
@@ -265,6 +265,20 @@ class Log:
         with contextlib.suppress(OSError):  # the full disk that ended the run
             self._file.close()
             self._events.close()
+
+
+def write_picture(path: epath.Path, value: np.ndarray):
+    """Write a picture [H, W, C] or a film [T, H, W, C] of ten pictures a second, uint8."""
+    pixels = value[..., 0] if value.shape[-1] == 1 else value
+    first, *others = [
+        Image.fromarray(each) for each in (pixels[None] if value.ndim == 3 else pixels)
+    ]
+    moving = {"save_all": True, "append_images": others, "duration": 100, "loop": 0}
+    with failing_in_one_line(path), path.open("wb") as file:
+        if value.ndim == 3:
+            first.save(file, format="png")
+        else:
+            first.save(file, format="gif", **moving)
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float | int | None]:

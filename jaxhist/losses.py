@@ -124,6 +124,43 @@ def other_view(count: int) -> jax.Array:
     return jnp.arange(count) ^ 1
 
 
+def q_learning_error(
+    q_tm1: jax.Array,
+    action_tm1: jax.Array,
+    reward_t: jax.Array,
+    terminal_t: jax.Array,
+    q_t: jax.Array,
+    discount: float,
+) -> jax.Array:
+    """r + gamma max_a' Q^(s', a') - Q(s, a), r alone where s' is terminal. -> [B]
+
+    Mnih et al. 2015, Methods, algorithm 1, whose y is the first two terms; no gradient goes there.
+
+    Args:
+      q_tm1: Q(s, .), [B, actions].
+      action_tm1: a, [B] integers.
+      reward_t: r, [B].
+      terminal_t: [B], 1 or True where the game ended.
+      q_t: Q^(s', .), of the target network, [B, actions].
+      discount: gamma.
+    """
+    _same_shape(q_tm1, q_t)
+    _same_shape(action_tm1, reward_t)
+    _same_shape(action_tm1, terminal_t)
+    y = reward_t + discount * (1 - terminal_t.astype(jnp.float32)) * _wide(q_t).max(-1)
+    chosen = jnp.take_along_axis(_wide(q_tm1), action_tm1[:, None], axis=-1)[:, 0]
+    return jax.lax.stop_gradient(y) - chosen
+
+
+def huber(error: jax.Array, threshold: float = 1.0) -> jax.Array:
+    """e^2 / 2 up to the threshold c, c (|e| - c / 2) beyond. [...] -> [...]
+
+    Its slope is e clipped to [-c, c]: what Mnih et al. mean by clipping the error term.
+    """
+    size = jnp.abs(_wide(error))
+    return jnp.where(size <= threshold, size**2 / 2, threshold * (size - threshold / 2))
+
+
 def _same_shape(a: jax.Array, b: jax.Array):
     """Broadcasting [B, 1] against [B] gives [B, B] and a loss that looks fine; refuse it."""
     if a.shape != b.shape:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import adam, alexnet, gan, gan_samples, googlenet, regression, simclr
+from experiments import adam, alexnet, dqn, gan, gan_samples, googlenet, regression, simclr
 from jaxhist import devices, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
@@ -29,6 +29,7 @@ EVERY = pytest.mark.parametrize(
         tiny(adam, "convolutional", widths=(4, 4, 4, 8)),
         tiny(adam, "autoencoder", widths=(8, 2)),
         tiny(alexnet, "small", width=4, hidden=(8,), normalize=True),
+        tiny(dqn, "small", memory=200, begin=8, rounds=4, most=30),
         tiny(gan, "small", widths=(16,), units=4, samples=200),
         tiny(googlenet, "small"),
         tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),

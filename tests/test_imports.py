@@ -10,7 +10,7 @@ import jaxhist
 PACKAGE = Path(jaxhist.__file__).parent
 
 # The history of the field: a model imports from models of earlier papers alone.
-HISTORY = ["alexnet", "gan", "googlenet", "adam", "dcgan", "resnet", "resnet_v2", "simclr"]
+HISTORY = ["alexnet", "dqn", "gan", "googlenet", "adam", "dcgan", "resnet", "resnet_v2", "simclr"]
 
 
 def imported(path):

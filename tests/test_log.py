@@ -1,7 +1,9 @@
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from PIL import Image
 
 from jaxhist import UserError, log
 from jaxhist.finite import NEVER, NonFinite
@@ -139,3 +141,21 @@ def test_a_file_that_is_not_a_log_is_refused(text, tmp_path):
 )
 def test_numbers_for_people(value, text):
     assert log._short(value) == text
+
+
+def test_pictures_become_pngs_and_films_gifs(make, tmp_path):
+    random = np.random.default_rng(0)
+    film = 255 * random.integers(0, 2, (5, 8, 6, 3), np.uint8)
+    make().write(
+        "test", 1, {"score": 1.0, "film": film, "last": film[-1], "grey": film[0, ..., :1]}
+    )
+    (line,) = log.read(tmp_path)[1:]
+    assert line == {"step": 1, "phase": "test", "score": 1.0}
+    for name, picture in (("last", film[-1]), ("grey", film[0, ..., 0])):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            np.testing.assert_array_equal(np.array(image), picture)
+    with Image.open(tmp_path / "film.gif") as moving:
+        assert (moving.n_frames, moving.info["duration"], moving.info["loop"]) == (5, 100, 0)
+        for index, frame in enumerate(film):
+            moving.seek(index)
+            np.testing.assert_array_equal(np.array(moving.convert("RGB")), frame)

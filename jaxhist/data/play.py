@@ -1,0 +1,220 @@
+"""Games written in JAX, many side by side. The one kind of data that the learner changes.
+
+A game is a pair of pure functions, like an algorithm. What it shows is a frame: bytes or booleans.
+A player sees the last frames, as many as `history`, laid one behind the other in the channels;
+before the first frame of a game there is nothing, which is 0.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from flax import struct
+
+from jaxhist import UserError
+from jaxhist.algorithm import Key
+
+MINATAR = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+
+
+class Game(NamedTuple):
+    """G games, H height, W width, C channels of a frame."""
+
+    start: Callable[[Key], tuple[Any, jax.Array]]  # -> its state, the first frame [H, W, C]
+    # state, action, key -> state, frame, reward, whether it is over
+    act: Callable[[Any, jax.Array, Key], tuple[Any, jax.Array, jax.Array, jax.Array]]
+    frame: jax.ShapeDtypeStruct  # [H, W, C], uint8 or bool
+    actions: int
+    history: int  # frames that a player sees
+
+
+def named(name: str) -> Game:
+    """One of the five games of MinAtar (arXiv:1903.03176), from gymnax: 10x10 cells, and in each
+    channel a kind of thing. Unlike there, a game ends when it is lost and not after some time.
+
+    Raises:
+      UserError: there is no such game, or gymnax is not installed.
+    """
+    if name not in MINATAR:
+        raise UserError(f"no game {name!r}; there are {', '.join(MINATAR)}")
+    if importlib.util.find_spec("gymnax") is None:
+        raise UserError("the games are not installed: pip install 'jaxhist[play]'")
+    import gymnax  # here, since it imports a second's worth of what draws
+
+    title = "".join(word.capitalize() for word in name.split("_"))
+    environment, rules = gymnax.make(f"{title}-MinAtar")
+    rules = rules.replace(max_steps_in_episode=np.iinfo(np.int32).max)
+
+    def first(key):
+        frame, state = environment.reset_env(key, rules)
+        return state, frame
+
+    def act(state, action, key):
+        frame, state, reward, over, _ = environment.step_env(key, state, action, rules)
+        return state, frame.astype(bool), reward.astype(jnp.float32), over
+
+    # A new game's state has some Python numbers; `act` says what they are.
+    example = jax.eval_shape(first, jax.random.key(0))
+    like = jax.eval_shape(act, example[0], 0, jax.random.key(0))[0]
+
+    def start(key):
+        state, frame = first(key)
+        return jax.tree.map(lambda x, of: jnp.asarray(x, of.dtype), state, like), frame.astype(bool)
+
+    frame = jax.ShapeDtypeStruct(example[1].shape, jnp.bool)
+    return Game(start, act, frame, environment.num_actions, history=1)
+
+
+class Games(struct.PyTreeNode):
+    """G games side by side."""
+
+    state: Any  # of each
+    recent: jax.Array  # [G, history, H, W, C], the newest frame last
+    score: jax.Array  # [G], rewards since the game began
+    final: jax.Array  # [G], the score of the game before this one; 0 before the first has ended
+
+
+def begin(game: Game, key: Key, count: int) -> Games:
+    """New games."""
+    state, frame = jax.vmap(game.start)(jax.random.split(key, count))
+    recent = jnp.zeros((count, game.history, *game.frame.shape), game.frame.dtype)
+    nothing = jnp.zeros(count)
+    return Games(state, recent.at[:, -1].set(frame), nothing, nothing)
+
+
+def advance(
+    game: Game, games: Games, action: jax.Array, key: Key
+) -> tuple[Games, jax.Array, jax.Array]:
+    """Take an action [G] in each. Of a game that is over, a new one begins.
+
+    Returns:
+      The games, the rewards [G], and which are over [G].
+    """
+    chance, start = jax.random.split(key)
+    chances = jax.random.split(chance, len(action))
+    state, frame, reward, over = jax.vmap(game.act)(games.state, action, chances)
+    fresh = begin(game, start, len(action))
+    recent = jnp.concatenate([games.recent[:, 1:], frame[:, None]], 1)
+    score = games.score + reward
+    ongoing = Games(state, recent, score, games.final)
+    ended = fresh.replace(final=score)
+    choose = jax.vmap(lambda over, new, old: jax.tree.map(partial(jnp.where, over), new, old))
+    return choose(over, ended, ongoing), reward, over
+
+
+def seen(recent: jax.Array) -> jax.Array:
+    """What players see. [B, history, H, W, C] -> [B, H, W, history * C]"""
+    B, _, H, W, _ = recent.shape
+    return jnp.moveaxis(recent, 1, 3).reshape(B, H, W, -1)
+
+
+# (seen [G, H, W, history * C], key) -> actions [G]
+Player = Callable[[jax.Array, Key], jax.Array]
+
+
+def at_random(actions: int) -> Player:
+    """All actions are equally likely."""
+    return lambda seen, key: jax.random.randint(key, len(seen), 0, actions)
+
+
+def sometimes_at_random(value: Callable, actions: int, epsilon: jax.Array | float) -> Player:
+    """The action of the largest value or, with the probability epsilon, any.
+
+    Args:
+      value: seen -> [G, actions].
+      actions: how many.
+      epsilon: [].
+    """
+
+    def player(seen, key):
+        which, what = jax.random.split(key)
+        explores = jax.random.uniform(which, len(seen)) < epsilon
+        return jnp.where(explores, at_random(actions)(seen, what), value(seen).argmax(-1))
+
+    return player
+
+
+def whole_games(
+    game: Game, player: Player, key: Key, count: int, most: int
+) -> tuple[jax.Array, jax.Array]:
+    """Play games to their ends, all side by side.
+
+    Args:
+      game: which.
+      player: who plays.
+      key: of the player and the games.
+      count: how many games.
+      most: actions, after which a game counts as it stands.
+
+    Returns:
+      Their scores [count] and lengths [count].
+    """
+
+    def playing(carry):
+        _, over, length = carry
+        return ~over.all() & (length.max() < most)
+
+    def step(carry):
+        games, over, length = carry
+        choose, chance = jax.random.split(jax.random.fold_in(key, length.max()))
+        action = player(seen(games.recent), choose)
+        after, _, ends = advance(game, games, action, chance)
+        # Of a game that was over, the score stays.
+        score = jnp.where(over, games.score, jnp.where(ends, after.final, after.score))
+        length = length + ~over
+        return after.replace(score=score), over | ends, length
+
+    carry = begin(game, key, count), jnp.zeros(count, bool), jnp.zeros(count, jnp.int32)
+    games, _, length = jax.lax.while_loop(playing, step, carry)
+    return games.score, length
+
+
+def frames(game: Game, player: Player, key: Key, most: int) -> tuple[jax.Array, jax.Array]:
+    """Play one game, and record it.
+
+    Returns:
+      The frames [most, H, W, C], and how many of them are of this game.
+    """
+
+    def step(carry, index):
+        games, over, count = carry
+        choose, chance = jax.random.split(jax.random.fold_in(key, index))
+        action = player(seen(games.recent), choose)
+        after, _, ends = advance(game, games, action, chance)
+        return (after, over | ends[0], count + ~over), games.recent[0, -1]
+
+    carry = begin(game, key, 1), jnp.bool(False), jnp.int32(0)
+    (_, _, count), frame = jax.lax.scan(step, carry, jnp.arange(most))
+    return frame, count
+
+
+def states(game: Game, key: Key, count: int, side_by_side: int = 50, apart: int = 10) -> jax.Array:
+    """What a player who acts at random sees, every tenth time: [count, H, W, history * C]."""
+    player = at_random(game.actions)
+
+    def step(games, index):
+        choose, chance = jax.random.split(jax.random.fold_in(key, index))
+        games, _, _ = advance(game, games, player(seen(games.recent), choose), chance)
+        return games, seen(games.recent)
+
+    rounds = apart * -(-count // side_by_side)
+    _, sights = jax.lax.scan(step, begin(game, key, side_by_side), jnp.arange(rounds))
+    sights = sights[apart - 1 :: apart]
+    return sights.reshape(-1, *sights.shape[2:])[:count]
+
+
+def film(frames: np.ndarray, pixels: int = 16) -> np.ndarray:
+    """Frames of cells, each kind of thing in its colour. [T, H, W, C] bool -> [T, H', W', 3] uint8
+
+    Of the things in a cell, the one whose channel comes first is seen.
+    """
+    colors = matplotlib.color_sequences["tab10"][: frames.shape[-1]]
+    palette = np.array([(0, 0, 0), *colors])
+    kind = np.where(frames.any(-1), 1 + frames.argmax(-1), 0)
+    pictures = (255 * palette[kind]).round().astype(np.uint8)
+    return pictures.repeat(pixels, 1).repeat(pixels, 2)
