@@ -249,7 +249,7 @@ class Slow:
 
 @pytest.mark.parametrize("games, every, plays, updates", [(2, 4, 2, 1), (3, 1, 1, 3)])
 def test_it_is_algorithm_1(games, every, plays, updates):
-    """Against lists and loops: what is remembered, forgotten, drawn and learned, over many games."""
+    """Against lists and loops: what is remembered, forgotten, drawn and learned."""
     game, rounds, memory, begin, rate = counting(5), 3, 12 * games, 10 * games, 0.5
     algorithm = q_learning(
         Linear(2),
