@@ -120,6 +120,14 @@ def test_initialisation_is_he_normal():
     assert abs(kernel).max() > 3 * kernel.std()  # not a truncated one
 
 
+def test_the_last_layer_begins_as_in_the_code_of_the_first_author():
+    last = SmallResNet(20, 10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)[
+        "params"
+    ]["Dense_0"]
+    assert 0.95 / 8 < np.abs(last["kernel"]).max() <= 1 / 8  # 64 inputs
+    assert np.isclose(last["kernel"].std(), 1 / 8 / 3**0.5, rtol=0.05) and not last["bias"].any()
+
+
 def test_statistics_are_those_of_the_batch_and_decay_by_a_tenth():
     model = SmallResNet(8, 10)
     image = 3 + 2 * jax.random.normal(jax.random.key(0), (16, 8, 8, 3))

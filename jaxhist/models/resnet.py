@@ -20,6 +20,9 @@ Shortcut = Literal["A", "B", "C", "none"]
 
 # Section 3.4: "We initialize the weights as in [13]", N(0, 2 / fan_in) (arXiv:1502.01852, eq. 10).
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# Not in the paper: the last layer, which no ReLU follows, begins as in its first author's code
+# (resnet-1k-layers, from fb.resnet.torch), that is at Torch's U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def convolution(filters: int, kernel: int, strides: int = 1, *, dtype: Any) -> nn.Conv:
@@ -105,7 +108,7 @@ class Bottleneck(nn.Module):
 def classify(x: jax.Array, classes: int, dtype: Any) -> jax.Array:
     """Global mean and linear layer, [B, H, W, C] -> logits [B, classes], at least float32."""
     x = jnp.mean(x, axis=(1, 2))
-    logits = nn.Dense(classes, kernel_init=he_normal, dtype=dtype)(x)
+    logits = nn.Dense(classes, kernel_init=torch_uniform, dtype=dtype)(x)
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
