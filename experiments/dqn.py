@@ -8,7 +8,8 @@ has learned. Two things keep that from running in a circle: batches are drawn fr
 was seen long ago too, and the value that is aimed at is that of an older copy of the network.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -16,12 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.stats
 from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.dqn_agent import q_learning
-from jaxhist import UserError, devices, log, tell
+from jaxhist import UserError, devices, log, plots, tell
 from jaxhist.algorithm import State, keys
-from jaxhist.claims import Claim
+from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import play
 from jaxhist.models import dqn
@@ -97,33 +101,35 @@ def build(config: Config, run: Run) -> Experiment:
     scores = lambda player, key: play.whole_games(game, player, key, 30, config.most)[0]
     predict = jax.jit(lambda state, seen: value(state, seen).max(-1).mean())
     at_random = cache(lambda: jax.jit(lambda k: scores(play.at_random(game.actions), k))(key.draw))
+    film = filming(config)
 
     @jax.jit
     def learned(state, key):
         player = play.sometimes_at_random(lambda seen: value(state, seen), game.actions, 0.05)
         return scores(player, key)
 
-    def evaluate(state: State):
-        values = learned(state, jax.random.fold_in(key.draw, state.step))
+    def measure(state: State, games: int):
+        values = learned(state, jax.random.fold_in(key.draw, games))
         return {
             "score": float(values.mean()),
             "standard error": float(values.std(ddof=1) / len(values) ** 0.5),
             "predicted": float(predict(state, held_out())),
+            "film": film(state),
         }
-
-    def test(state: State):
-        film = record(config, state)
-        return evaluate(state) | {"score random": float(at_random().mean()), "film": film}
 
     return Experiment(
         data=lambda step, state: numbers(step),
         batch={"number": jax.ShapeDtypeStruct(shape, jnp.uint32)},
         init=algorithm.init,
         step=algorithm.step,
-        evaluate=evaluate,
-        test=test,
+        evaluate=lambda state: measure(state, int(state.step)),
+        # Other games than those by which the best player is chosen.
+        test=lambda state: (
+            measure(state, config.steps + 1) | {"score random": float(at_random().mean())}
+        ),
         steps=config.steps,
         evaluate_every=config.evaluate_every,
+        score="score",
     )
 
 
@@ -134,19 +140,23 @@ def rmsprop(rate: float, batch: int) -> optax.GradientTransformation:
     return optax.rmsprop(rate, decay=0.95, eps=0.01 / batch**2, centered=True)
 
 
-def record(config: Config, state: State, seed: int = 0, epsilon: float = 0.0) -> np.ndarray:
-    """A film of one game. [T, H, W, 3] uint8"""
+def filming(config: Config) -> Callable[..., np.ndarray]:
+    """(state, seed of the game, share of actions taken at random) -> [T, H, W, 3] uint8, a film of
+    one game, of 300 actions at most."""
     game = play.named(config.game)
     network = NETWORKS[config.network](game.actions)
 
     @jax.jit
-    def whole(params, key):
+    def whole(params, seed, epsilon):
         values = lambda seen: network.apply({"params": params}, seen)
         player = play.sometimes_at_random(values, game.actions, epsilon)
-        return play.frames(game, player, key, min(config.most, 300))
+        return play.frames(game, player, jax.random.key(seed), min(config.most, 300))
 
-    frames, count = jax.device_get(whole(state.params, jax.random.key(seed)))
-    return play.film(frames[:count])
+    def film(state: State, seed: int = 0, epsilon: float = 0.0):
+        frames, count = jax.device_get(whole(state.params, seed, epsilon))
+        return play.film(frames[:count])
+
+    return film
 
 
 def watch(
@@ -163,12 +173,158 @@ def watch(
     """
     if not film.endswith(".gif"):
         raise UserError(f"a film is a .gif, not {film}")
-    log.write_picture(epath.Path(film), record(config, state, seed, epsilon))
+    log.write_picture(epath.Path(film), filming(config)(state, seed, epsilon))
     tell(f"film      {film}")
 
 
 # Claims
-CLAIMS: dict[str, Claim] = {}
+FULL = Config()
+ABLATION = {  # Extended Data Table 3
+    "replay and target": FULL,
+    "replay only": replace(FULL, target_every=1),
+    # To learn from what has just happened: the last eight actions of each game.
+    "target only": replace(FULL, memory=32),
+    "neither": replace(FULL, memory=32, target_every=1),
+}
+
+
+def evaluations(trained: Trained) -> list[dict]:
+    return [line for line in trained.lines if line.get("phase") == "evaluate"]
+
+
+def late(trained: Trained) -> Figures:
+    """Means over the last fifth of the evaluations, each of thirty games; and of a player who acts
+    at random."""
+    lines = evaluations(trained)
+    last = lines[-len(lines) // 5 :]
+    return {
+        "score": float(np.mean([line["score"] for line in last])),
+        "standard error": float(
+            np.sqrt(np.sum([line["standard error"] ** 2 for line in last])) / len(last)
+        ),
+        "random": trained.lines[-1]["score random"],
+    }
+
+
+def predictions(trained: Trained) -> Figures:
+    """How the value that is predicted in the states held out grows: its rank correlation with the
+    step, its largest size, and the standard deviation of its changes from one evaluation to the
+    next, as a share of its mean size."""
+    values = np.array([line["predicted"] for line in evaluations(trained)])
+    return {
+        "trend": float(scipy.stats.spearmanr(np.arange(len(values)), values).statistic),
+        "largest": float(np.abs(values).max()),
+        "unsteadiness": float(np.std(np.diff(values)) / np.abs(values).mean()),
+    }
+
+
+def draw_scores(trained: dict[str, list[Trained]], figure: Figure):
+    """The scores over the actions, and at the end, one point for each seed."""
+    figure.set_size_inches(10, 4)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    draw_evaluations(left, trained, "score", "score, mean of thirty games")
+    for place, of_arm in enumerate(trained.values()):
+        scores = [late(one)["score"] for one in of_arm]
+        right.plot(scores, [place] * len(scores), "o", alpha=0.5, color=f"C{place}")
+        right.plot(np.mean(scores), place, "|", markersize=22, markeredgewidth=2, color="black")
+    random = np.mean([late(one)["random"] for of_arm in trained.values() for one in of_arm])
+    right.axvline(random, color="gray", linestyle="--", linewidth=0.8)
+    right.set_yticks(range(len(trained)), list(trained))
+    right.set(ylim=(len(trained) - 0.5, -0.5), xlabel="mean score of the last five evaluations")
+    right.set(xlim=(0, None), title="a bar: the mean; broken: at random")
+    right.grid(alpha=0.3)
+
+
+def draw_predictions(trained: dict[str, list[Trained]], figure: Figure):
+    """The score and the predicted value over the actions, as in Fig. 2 of 2013."""
+    figure.set_size_inches(10, 4)
+    left, right = figure.subplots(1, 2)
+    draw_evaluations(left, trained, "score", "score, mean of thirty games")
+    draw_evaluations(right, trained, "predicted", "predicted value, mean of 500 states")
+
+
+def draw_evaluations(axes: Axes, trained: dict[str, list[Trained]], name: str, label: str):
+    runs = {arm: [one.lines for one in of_arm] for arm, of_arm in trained.items()}
+    plots.compare(axes, runs, lambda line: line[name], phase="evaluate")
+    actions = FULL.rounds * FULL.every / 1000
+    axes.xaxis.set_major_formatter(lambda step, _: f"{step * actions:g}")
+    axes.set(xlabel="thousands of actions", ylabel=label, title=f"MinAtar {FULL.game}")
+
+
+def more(metric: str, larger: str, smaller: str, factor: float = 1.0):
+    """{larger} > factor x {smaller}."""
+    return lambda by: by[larger][metric] - factor * by[smaller][metric]
+
+
+CLAIMS = {
+    "Q1": Claim(
+        says="Replay and a target network are each needed, and replay matters most.",
+        paper="Breakout, 10 M frames: both 316.8, replay only 240.7, target only 10.2, neither "
+        "3.2; four other games alike (2015, Extended Data Table 3)",
+        arms=ABLATION,
+        figures=late,
+        inequalities={
+            "both > replay only": more("score", "replay and target", "replay only"),
+            "both > target only": more("score", "replay and target", "target only"),
+            "both > 2 x neither": more("score", "replay and target", "neither", 2),
+            "replay only > target only": more("score", "replay only", "target only"),
+            "replay only > neither": more("score", "replay only", "neither"),
+            "target only > neither - a standard error of its games": lambda by: (
+                by["target only"]["score"]
+                + by["target only"]["standard error"]
+                - by["neither"]["score"]
+            ),
+        },
+        picture=draw_scores,
+        log_every=20,
+    ),
+    "Q2": Claim(
+        says="A convolutional network plays better than a linear one with the same algorithm.",
+        paper="Breakout 316.8 against 3.00, four other games alike (2015, Extended Data Table 4)",
+        arms={
+            "convolutional": FULL,
+            "linear": replace(FULL, network="linear"),
+        },
+        figures=late,
+        inequalities={
+            "convolutional > 1.5 x linear": more("score", "convolutional", "linear", 1.5)
+        },
+        picture=draw_scores,
+        log_every=20,
+    ),
+    "Q3": Claim(
+        says="The predicted values grow smoothly, and do not diverge.",
+        paper="the average predicted Q on a held-out set of states, 2013, Fig. 2, without figures",
+        arms={arm: ABLATION[arm] for arm in ("replay and target", "neither")},
+        figures=predictions,
+        inequalities={
+            "both: rank correlation with the step > 0.8": lambda by: (
+                by["replay and target"]["trend"] - 0.8
+            ),
+            "both: no value above 1 / (1 - 0.99)": lambda by: (
+                100 - by["replay and target"]["largest"]
+            ),
+            "changes, as a share of the mean: neither > both": more(
+                "unsteadiness", "neither", "replay and target"
+            ),
+        },
+        picture=draw_predictions,
+        log_every=20,
+    ),
+    "Q4": Claim(
+        says="It plays far better than at random.",
+        paper="better than any method before on 43 of 49 games, 75 % of a human's score on 29",
+        arms={"replay and target": FULL},
+        figures=late,
+        inequalities={
+            "score > 5 x random": lambda by: (
+                by["replay and target"]["score"] - 5 * by["replay and target"]["random"]
+            )
+        },
+        picture=draw_scores,
+        log_every=20,
+    ),
+}
 
 
 if __name__ == "__main__":

@@ -57,17 +57,20 @@ def curves(workdir: epath.Path):
         figure.savefig(file, format="png", dpi=110)
 
 
-def compare(axes: Axes, runs: dict[str, list[list[dict]]], value, window: int = 1):
+def compare(
+    axes: Axes, runs: dict[str, list[list[dict]]], value, window: int = 1, phase: str = "train"
+):
     """A curve for each arm over the steps: the mean over its runs, in the band of them all.
 
     Args:
       axes: to draw in.
       runs: arm -> for each seed the lines of its log.
-      value: line of the phase "train" -> what to draw.
+      value: line -> what to draw.
       window: how many lines to average before drawing.
+      phase: which lines, of training or of evaluations.
     """
     for arm, logs in runs.items():
-        lines = [[line for line in log if line.get("phase") == "train"] for log in logs]
+        lines = [[line for line in log if line.get("phase") == phase] for log in logs]
         steps = [line["step"] for line in lines[0]]
         values = np.array([[value(line) for line in log] for log in lines])  # [seeds, lines]
         smooth = np.array([np.convolve(row, np.ones(window) / window, "valid") for row in values])
