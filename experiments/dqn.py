@@ -31,14 +31,14 @@ from jaxhist.data import play
 from jaxhist.models import dqn
 from jaxhist.train import Experiment, Run
 
-NETWORKS = {"minatar": dqn.MinAtar, "linear": dqn.Linear}
+NETWORKS = {"minatar": dqn.MinAtar, "control": dqn.Control, "linear": dqn.Linear}
 
 
 @dataclass(frozen=True)
 class Config:
     """Not in the paper: games of 10x10 cells, and so the sizes of all but the algorithm."""
 
-    game: Literal[play.MINATAR] = "breakout"
+    game: Literal[*play.MINATAR, *play.CONTROL] = "breakout"
     network: Literal[tuple(NETWORKS)] = "minatar"
     games: int = 4  # side by side; the paper has one
     memory: int = 100_000  # the last actions, from which batches are drawn
@@ -56,6 +56,17 @@ class Config:
 
 PRESETS = {
     "small": Config(),
+    "cart_pole": Config(
+        game="cart_pole",
+        network="control",
+        memory=10_000,
+        begin=1000,
+        explore=10_000,
+        target_every=250,
+        steps=1000,
+        evaluate_every=50,
+        most=500,
+    ),
     # As long as the games' authors train, arXiv:1903.03176: five million actions.
     "minatar": Config(steps=50_000, evaluate_every=1000),
 }

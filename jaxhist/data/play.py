@@ -1,6 +1,7 @@
 """Games written in JAX, many side by side. The one kind of data that the learner changes.
 
-A game is a pair of pure functions, like an algorithm. What it shows is a frame: bytes or booleans.
+A game is a pair of pure functions, like an algorithm. What it shows is a frame: bytes, booleans or
+numbers.
 A player sees the last frames, as many as `history`, laid one behind the other in the channels;
 before the first frame of a game there is nothing, which is 0.
 """
@@ -20,6 +21,7 @@ from jaxhist import UserError
 from jaxhist.algorithm import Key
 
 MINATAR = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+CONTROL = ("acrobot", "cart_pole", "mountain_car")
 
 
 class Game(NamedTuple):
@@ -28,45 +30,52 @@ class Game(NamedTuple):
     start: Callable[[Key], tuple[Any, jax.Array]]  # -> its state, the first frame [H, W, C]
     # state, action, key -> state, frame, reward, whether it is over
     act: Callable[[Any, jax.Array, Key], tuple[Any, jax.Array, jax.Array, jax.Array]]
-    frame: jax.ShapeDtypeStruct  # [H, W, C], uint8 or bool
+    frame: jax.ShapeDtypeStruct  # [H, W, C], uint8, bool or float32
     actions: int
     history: int  # frames that a player sees
 
 
 def named(name: str) -> Game:
-    """One of the five games of MinAtar (arXiv:1903.03176), from gymnax: 10x10 cells, and in each
-    channel a kind of thing. Unlike there, a game ends when it is lost and not after some time.
+    """A game of gymnax: one of MinAtar's five (arXiv:1903.03176), 10x10 cells, and in each channel
+    a kind of thing; or one of three tasks of control, whose frame is a few numbers [1, 1, C].
+
+    Unlike there, a game ends when it is lost or won and not after some time.
 
     Raises:
       UserError: there is no such game, or gymnax is not installed.
     """
-    if name not in MINATAR:
-        raise UserError(f"no game {name!r}; there are {', '.join(MINATAR)}")
+    if name not in (*MINATAR, *CONTROL):
+        raise UserError(f"no game {name!r}; there are {', '.join((*MINATAR, *CONTROL))}")
     if importlib.util.find_spec("gymnax") is None:
         raise UserError("the games are not installed: pip install 'jaxhist[play]'")
     import gymnax  # here, since it imports a second's worth of what draws
 
     title = "".join(word.capitalize() for word in name.split("_"))
-    environment, rules = gymnax.make(f"{title}-MinAtar")
+    version = "-MinAtar" if name in MINATAR else "-v0" if name == "mountain_car" else "-v1"
+    environment, rules = gymnax.make(title + version)
     rules = rules.replace(max_steps_in_episode=np.iinfo(np.int32).max)
+    show = (
+        (lambda frame: frame.astype(bool))
+        if name in MINATAR
+        else (lambda frame: frame.reshape(1, 1, -1).astype(jnp.float32))
+    )
 
     def first(key):
         frame, state = environment.reset_env(key, rules)
-        return state, frame
+        return state, show(frame)
 
     def act(state, action, key):
         frame, state, reward, over, _ = environment.step_env(key, state, action, rules)
-        return state, frame.astype(bool), reward.astype(jnp.float32), over
+        return state, show(frame), jnp.float32(reward), over
 
     # A new game's state has some Python numbers; `act` says what they are.
-    example = jax.eval_shape(first, jax.random.key(0))
-    like = jax.eval_shape(act, example[0], 0, jax.random.key(0))[0]
+    example, frame = jax.eval_shape(first, jax.random.key(0))
+    like = jax.eval_shape(act, example, 0, jax.random.key(0))[0]
 
     def start(key):
         state, frame = first(key)
-        return jax.tree.map(lambda x, of: jnp.asarray(x, of.dtype), state, like), frame.astype(bool)
+        return jax.tree.map(lambda x, of: jnp.asarray(x, of.dtype), state, like), frame
 
-    frame = jax.ShapeDtypeStruct(example[1].shape, jnp.bool)
     return Game(start, act, frame, environment.num_actions, history=1)
 
 
@@ -209,12 +218,27 @@ def states(game: Game, key: Key, count: int, side_by_side: int = 50, apart: int 
 
 
 def film(frames: np.ndarray, pixels: int = 16) -> np.ndarray:
-    """Frames of cells, each kind of thing in its colour. [T, H, W, C] bool -> [T, H', W', 3] uint8
+    """Frames of cells, each kind of thing in its colour; of numbers, a bar for each, up or down
+    from the middle. [T, H, W, C] bool or float32 -> [T, H', W', 3] uint8
 
     Of the things in a cell, the one whose channel comes first is seen.
     """
+    if frames.dtype != bool:
+        frames = bars(frames[:, 0, 0])
     colors = matplotlib.color_sequences["tab10"][: frames.shape[-1]]
     palette = np.array([(0, 0, 0), *colors])
     kind = np.where(frames.any(-1), 1 + frames.argmax(-1), 0)
     pictures = (255 * palette[kind]).round().astype(np.uint8)
     return pictures.repeat(pixels, 1).repeat(pixels, 2)
+
+
+def bars(numbers: np.ndarray, height: int = 10) -> np.ndarray:
+    """[T, C] -> cells [T, 2 height, 2 C, C] bool: a bar for each number, of which the largest in
+    the film is as high as there is room."""
+    T, C = numbers.shape
+    size = np.round(height * numbers / np.abs(numbers).max(0)).astype(int)
+    up = np.arange(height, -height, -1)[:, None]  # of the upper edge of a row
+    filled = ((up > 0) & (up <= size[:, None])) | ((up <= 0) & (up > size[:, None]))  # [T, 2h, C]
+    cells = np.zeros((T, 2 * height, 2 * C, C), bool)
+    cells[:, :, 2 * np.arange(C), np.arange(C)] = filled
+    return cells

@@ -4,8 +4,9 @@ Volodymyr Mnih, Koray Kavukcuoglu, David Silver, Alex Graves, Ioannis Antonoglou
 Martin Riedmiller, 2013. arXiv:1312.5602. And Human-level control through deep reinforcement
 learning, 2015. doi:10.1038/nature14236. Here: the networks Q, which give the value of each action.
 
-Frames come as bytes, a screen's pixels from 0 to 255, or as booleans, a grid of cells in which
-something is or is not. H height, W width, C channels: of a screen the last four frames.
+Frames come as bytes, a screen's pixels from 0 to 255, as booleans, a grid of cells in which
+something is or is not, or as numbers. H height, W width, C channels: of a screen the last four
+frames.
 """
 
 import flax.linen as nn
@@ -43,7 +44,7 @@ def dense(units: int, inputs: int) -> nn.Dense:
 
 
 def numbers(frames: jax.Array) -> jax.Array:
-    """Bytes or booleans as numbers from 0 to 1."""
+    """Bytes or booleans as numbers from 0 to 1; numbers as they are."""
     return frames.astype(jnp.float32) / (255 if frames.dtype == jnp.uint8 else 1)
 
 
@@ -106,4 +107,20 @@ class MinAtar(nn.Module):
         layer = convolution(16, 3, 1, x.shape[-1], conv_general_dilated=convolve_small)
         x = nn.relu(layer(x)).reshape(len(x), -1)
         x = nn.relu(dense(128, x.shape[-1])(x))
+        return dense(self.actions, 128)(x)
+
+
+class Control(nn.Module):
+    """For a few numbers that describe a state. [B, 1, 1, C] -> [B, actions]
+
+    Not in the paper: two layers of ReLUs.
+    """
+
+    actions: int
+
+    @nn.compact
+    def __call__(self, frames: jax.Array) -> jax.Array:
+        x = numbers(frames).reshape(len(frames), -1)
+        x = nn.relu(dense(128, x.shape[-1])(x))
+        x = nn.relu(dense(128, 128)(x))
         return dense(self.actions, 128)(x)
