@@ -133,7 +133,7 @@ def test_rmsprop_is_that_of_the_published_code():
 
 # Games.
 
-GAMES = pytest.mark.parametrize("name", play.MINATAR)
+GAMES = pytest.mark.parametrize("name", [*play.MINATAR, *play.CONTROL])
 
 
 @GAMES
@@ -154,9 +154,10 @@ def test_games_can_be_played_side_by_side(name):
         return jax.lax.scan(step, games, jax.random.split(key, 300))[1]
 
     games, reward, over = jax.device_get(rollout(jax.random.key(0)))
-    assert games.recent.shape == (300, 3, 1, *game.frame.shape) and games.recent.dtype == bool
+    assert games.recent.shape == (300, 3, 1, *game.frame.shape)
+    assert games.recent.dtype == game.frame.dtype == (bool if name in play.MINATAR else np.float32)
     assert games.recent.any((2, 3, 4, 5)).all()
-    if name != "freeway":  # which ends after some time alone
+    if name not in ("freeway", "acrobot", "mountain_car"):  # which take longer
         assert over.any(0).all()
     for g in range(3):
         score = final = 0.0
@@ -217,6 +218,18 @@ def test_a_film_shows_each_kind_of_thing_in_its_colour():
     assert film.shape == (2, 2, 6, 3) and film.dtype == np.uint8
     assert not film[0, :, :2].any() and film[0, 0, 2].any() and film[1, 0, 4].any()
     assert (film[0, 0, 2] != film[1, 0, 4]).any()
+
+
+def test_a_film_of_numbers_shows_bars():
+    numbers = np.array([[1.0, -4.0], [-2.0, 0.0]], np.float32)
+    cells = play.bars(numbers, height=4)
+    assert cells.shape == (2, 8, 4, 2)
+    # Rows from the top: 1 of 2 fills half of the room above the middle, -4 of 4 all below it.
+    assert cells[0, :, 0, 0].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert cells[0, :, 2, 1].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert cells[1, :, 0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and not cells[1, :, 2].any()
+    assert cells.sum() == 10
+    assert play.film(numbers.reshape(2, 1, 1, 2), pixels=3).shape == (2, 60, 12, 3)
 
 
 # The algorithm.
@@ -309,7 +322,17 @@ def test_it_is_algorithm_1(games, every, plays, updates):
 
 # The experiment.
 
-TINY = replace(dqn.PRESETS["small"], memory=200, begin=40, rounds=4, steps=3, evaluate_every=3)
+# As in test_experiments.py, so that it is compiled once.
+TINY = replace(
+    dqn.PRESETS["small"],
+    batch=16,
+    steps=6,
+    evaluate_every=3,
+    memory=200,
+    begin=8,
+    rounds=4,
+    most=30,
+)
 
 
 def test_states_held_out_depend_on_the_seed_alone():
