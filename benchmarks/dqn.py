@@ -51,8 +51,9 @@ class Twin:
     def __init__(self, threads: int):
         self.threads = threads
         self.game = minatar.Environment(
-            CONFIG.game, sticky_action_prob=0.0, difficulty_ramping=False, random_seed=0
+            CONFIG.game, sticky_action_prob=0.0, difficulty_ramping=False
         )
+        self.game.seed(0)
         self.choices = self.game.minimal_action_set()
         network = lambda: nn.Sequential(
             nn.Conv2d(4, 16, 3),

@@ -13,6 +13,7 @@ import pytest
 from experiments import dqn
 from experiments.dqn_agent import q_learning
 from jaxhist import UserError, losses
+from jaxhist.cli import main
 from jaxhist.convolution import IMAGES, convolve_small
 from jaxhist.data import play
 from jaxhist.data.play import Game
@@ -344,11 +345,24 @@ def test_states_held_out_depend_on_the_seed_alone():
     assert (a != b).any()
 
 
-def test_a_run_is_filmed(tmp_path):
+def test_a_run_is_filmed_and_its_network_plays_again(tmp_path, monkeypatch, capsys):
     run = Run(workdir=str(tmp_path), devices=1)
     result = train(dqn.build(TINY, run), run, {"experiment": "dqn", "config": asdict(TINY)})
     assert {"score", "standard error", "predicted", "score random"} <= result.keys()
     assert (tmp_path / "film.gif").exists()
+
+    def play_it(*arguments):
+        monkeypatch.setattr("sys.argv", ["dqn", "play", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main(dqn.build, dqn.PRESETS, dqn.CLAIMS, {"play": dqn.watch})
+        return stop.value.code, capsys.readouterr().err
+
+    film = tmp_path / "out.gif"
+    assert play_it(tmp_path, "--film", film, "--seed", 3)[0] == 0 and film.exists()
+    assert play_it() == (2, "error: python -m experiments.dqn play DIR [OPTIONS]\n")
+    assert play_it(tmp_path / "nothing")[0] == 1
+    code, error = play_it(tmp_path, "--film", "out.png")
+    assert code == 1 and error == "error: a film is a .gif, not out.png\n"
 
 
 def test_a_game_that_is_not_there_is_named():
