@@ -189,11 +189,11 @@ def watch(
 
 
 # Claims
-FULL = Config()
+FULL = Config(games=1, steps=3000, evaluate_every=150)
 ABLATION = {  # Extended Data Table 3
     "replay and target": FULL,
     "replay only": replace(FULL, target_every=1),
-    # To learn from what has just happened: the last eight actions of each game.
+    # To learn from what has just happened: the last 32 actions.
     "target only": replace(FULL, memory=32),
     "neither": replace(FULL, memory=32, target_every=1),
 }
@@ -241,7 +241,7 @@ def draw_scores(trained: dict[str, list[Trained]], figure: Figure):
     random = np.mean([late(one)["random"] for of_arm in trained.values() for one in of_arm])
     right.axvline(random, color="gray", linestyle="--", linewidth=0.8)
     right.set_yticks(range(len(trained)), list(trained))
-    right.set(ylim=(len(trained) - 0.5, -0.5), xlabel="mean score of the last five evaluations")
+    right.set(ylim=(len(trained) - 0.5, -0.5), xlabel="mean score of the last four evaluations")
     right.set(xlim=(0, None), title="a bar: the mean; broken: at random")
     right.grid(alpha=0.3)
 
