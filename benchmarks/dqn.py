@@ -9,7 +9,8 @@ the game does not become harder, as in gymnax. Three things are timed, taking tu
 
     acting      actions of the network, one of ten at random, and nothing kept
     learning    acting, remembering, and an update of 32 to four actions: the preset `small`
-    8 seeds     the same of eight seeds at once, as one program; the twin has one
+    8 seeds     the same of eight seeds at once, as one program over a device for each core; the
+                twin has one
 """
 
 import argparse
@@ -156,21 +157,29 @@ def acting() -> Play:
 
 
 def learning(seeds: int) -> Play:
-    """The step of the experiment, as the trainer compiles it; of several seeds, vectorized."""
+    """The step of the experiment, as the trainer compiles it; several seeds are split over as many
+    devices as there are cores, and vectorized on each."""
     experiment = build(replace(CONFIG, begin=100), Run(devices=1))
-    mesh, key = devices.mesh(1), keys(0)
+    mesh, key = devices.mesh(1 if seeds == 1 else 0), keys(0)
     batch = experiment.data(0, None)
-    step = experiment.step
-    state = jax.jit(experiment.init)(key.init)
-    if seeds > 1:
-        state = jax.jit(jax.vmap(experiment.init))(jax.random.split(key.init, seeds))
+    if seeds == 1:
+        state = jax.jit(experiment.init, out_shardings=devices.whole(mesh))(key.init)
+        step = experiment.step
+    else:
+        split = devices.split(mesh)
+        init = jax.jit(jax.vmap(experiment.init), out_shardings=split)
+        state = init(jax.random.split(key.init, seeds))
         batch = jax.tree.map(lambda x: jnp.stack([x + i for i in range(seeds)]), batch)
-        step = lambda state, batch, key: jax.vmap(experiment.step)(
-            state, batch, jax.random.split(key, seeds)
+        batch = jax.device_put(batch, split)
+        here = jax.shard_map(
+            jax.vmap(experiment.step),
+            mesh=mesh,
+            in_specs=split.spec,
+            out_specs=split.spec,
+            check_vma=False,
         )
-    state = jax.device_put(state, devices.whole(mesh))
-    step = jax.jit(step, donate_argnums=0, out_shardings=devices.whole(mesh))
-    step = step.lower(state, batch, key.step).compile()
+        step = lambda state, batch, key: here(state, batch, jax.random.split(key, seeds))
+    step = jax.jit(step, donate_argnums=0).lower(state, batch, key.step).compile()
     count = 0
 
     def run():
@@ -196,6 +205,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=20)
     options = parser.parse_args()
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     threads = sorted({1, os.cpu_count()})
     twins = {f"torch, threads: {count}": Twin(count) for count in threads}
     runs = {
