@@ -22,7 +22,10 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.dqn_agent import q_learning
+from experiments import dqn_atari
+from experiments.dqn_agent import q_learning, whole_round
+from experiments.dqn_atari import Atari
+from experiments.dqn_learner import learn, rmsprop
 from jaxhist import UserError, devices, log, plots, tell
 from jaxhist.algorithm import State, keys
 from jaxhist.claims import Claim, Figures, Trained
@@ -54,6 +57,7 @@ class Config:
     most: int = 1000  # actions after which a measured game counts as it stands
 
 
+BRIEF = Atari(games=4, memory=250_000, steps=625_000, target_every=2500)
 PRESETS = {
     "small": Config(),
     "cart_pole": Config(
@@ -69,13 +73,20 @@ PRESETS = {
     ),
     # As long as the games' authors train, arXiv:1903.03176: five million actions.
     "minatar": Config(steps=50_000, evaluate_every=1000),
+    # Not in the paper: four games, so that they are played while the network learns; a quarter of
+    # its memory, and a tenth of its frames.
+    "breakout": BRIEF,
+    "pong": replace(BRIEF, rom="pong"),
+    "paper": Atari(),
 }
 
 
-def build(config: Config, run: Run) -> Experiment:
+def build(config: Config | Atari, run: Run) -> Experiment:
+    if isinstance(config, Atari):
+        return dqn_atari.build(config, run)
     # Data. The game makes them. From outside come numbers, which choose what is remembered.
     game, mesh, key = play.named(config.game), devices.mesh(run.devices), keys(run.seed)
-    updates = config.games // np.gcd(config.games, config.every)  # in a round
+    _, updates = whole_round(config.games, config.every)
     shape = config.batch, config.rounds, updates
 
     @jax.jit(out_shardings=devices.split(mesh))
@@ -92,18 +103,18 @@ def build(config: Config, run: Run) -> Experiment:
     if config.begin < config.games * (game.history + 1):
         raise UserError(f"before the first update, each of {config.games} games wants some actions")
     epsilon = optax.linear_schedule(1.0, 0.1, config.explore, config.begin)
+    optimizer = rmsprop(config.rate, config.batch)
+    learner = learn(network, game.frame, game.history, optimizer, 0.99, config.target_every)
     algorithm = q_learning(
         network,
         game,
-        rmsprop(config.rate, config.batch),
-        discount=0.99,
-        epsilon=epsilon,
-        games=config.games,
-        memory=config.memory,
-        begin=config.begin,
-        every=config.every,
-        target_every=config.target_every,
-        rounds=config.rounds,
+        learner,
+        epsilon,
+        config.games,
+        config.memory,
+        config.begin,
+        config.every,
+        config.rounds,
     )
 
     # Thirty games, in which one action of twenty is taken at random. And the values that are
@@ -142,50 +153,6 @@ def build(config: Config, run: Run) -> Experiment:
         evaluate_every=config.evaluate_every,
         score="score",
     )
-
-
-def rmsprop(rate: float, batch: int) -> optax.GradientTransformation:
-    """That of the published code: centred, without momentum ("gradient momentum" is the decay of
-    the mean gradient), and 0.01 in the root. There it is for the sum over a batch, here for the
-    mean."""
-    return optax.rmsprop(rate, decay=0.95, eps=0.01 / batch**2, centered=True)
-
-
-def filming(config: Config) -> Callable[..., np.ndarray]:
-    """(state, seed of the game, share of actions taken at random) -> [T, H, W, 3] uint8, a film of
-    one game, of 300 actions at most."""
-    game = play.named(config.game)
-    network = NETWORKS[config.network](game.actions)
-
-    @jax.jit
-    def whole(params, seed, epsilon):
-        values = lambda seen: network.apply({"params": params}, seen)
-        player = play.sometimes_at_random(values, game.actions, epsilon)
-        return play.frames(game, player, jax.random.key(seed), min(config.most, 300))
-
-    def film(state: State, seed: int = 0, epsilon: float = 0.0):
-        frames, count = jax.device_get(whole(state.params, seed, epsilon))
-        return play.film(frames[:count])
-
-    return film
-
-
-def watch(
-    config: Config, state: State, film: str = "film.gif", seed: int = 0, epsilon: float = 0.0
-):
-    """Film a game that a trained network plays.
-
-    Args:
-      config: of the run.
-      state: that was tested.
-      film: the file to write.
-      seed: of the game.
-      epsilon: how often it acts at random.
-    """
-    if not film.endswith(".gif"):
-        raise UserError(f"a film is a .gif, not {film}")
-    log.write_picture(epath.Path(film), filming(config)(state, seed, epsilon))
-    tell(f"film      {film}")
 
 
 # Claims
@@ -336,6 +303,50 @@ CLAIMS = {
         log_every=20,
     ),
 }
+
+
+# Films
+def filming(config: Config | Atari) -> Callable[..., np.ndarray]:
+    """(state, seed of the game, share of actions taken at random) -> [T, H, W, C] uint8, a film of
+    one game, of 300 actions at most."""
+    if isinstance(config, Atari):
+        return dqn_atari.filming(config)
+    game = play.named(config.game)
+    network = NETWORKS[config.network](game.actions)
+
+    @jax.jit
+    def whole(params, seed, epsilon):
+        values = lambda seen: network.apply({"params": params}, seen)
+        player = play.sometimes_at_random(values, game.actions, epsilon)
+        return play.frames(game, player, jax.random.key(seed), min(config.most, 300))
+
+    def film(state: State, seed: int = 0, epsilon: float = 0.0):
+        frames, count = jax.device_get(whole(state.params, seed, epsilon))
+        return play.film(frames[:count])
+
+    return film
+
+
+def watch(
+    config: Config | Atari,
+    state: State,
+    film: str = "film.gif",
+    seed: int = 0,
+    epsilon: float = 0.0,
+):
+    """Film a game that a trained network plays.
+
+    Args:
+      config: of the run.
+      state: that was tested.
+      film: the file to write.
+      seed: of the game.
+      epsilon: how often it acts at random.
+    """
+    if not film.endswith(".gif"):
+        raise UserError(f"a film is a .gif, not {film}")
+    log.write_picture(epath.Path(film), filming(config)(state, seed, epsilon))
+    tell(f"film      {film}")
 
 
 if __name__ == "__main__":

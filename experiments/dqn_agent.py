@@ -1,8 +1,8 @@
 """Deep Q-learning, as one algorithm: to act, to remember and to learn from what is remembered.
 
-`descend` makes the part that learns; to it the memory is the data and the target network a constant
-that comes along. The games, the memory and the target network are in the state, so a checkpoint has
-them all.
+Where games are written in JAX they are in the state, and all is one program (`q_learning`). Games
+outside, in an emulator, are played by the data: what came of the actions is the batch
+(`q_learning_outside`).
 """
 
 import math
@@ -11,118 +11,65 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import struct
 
-from jaxhist import losses, replay
-from jaxhist.algorithm import Algorithm, State, descend
+from experiments.dqn_learner import Learner
+from jaxhist import replay
+from jaxhist.algorithm import Algorithm, State
 from jaxhist.data import play
-from jaxhist.data.play import Game, Games
-from jaxhist.replay import Ring, Transitions
+from jaxhist.data.play import Game
 
 
-class Extra(struct.PyTreeNode):
-    """What is moved without a gradient."""
-
-    target: Any  # parameters as they were some updates ago
-    updates: jax.Array  # [] int32, so far
-    games: Games
-    memory: Ring
+def whole_round(games: int, every: int) -> tuple[int, int]:
+    """Actions of each game, and updates behind them, in a round: of one game four actions, then one
+    update; of four games one each, then one update; of eight one each, then two updates."""
+    common = math.gcd(games, every)
+    return every // common, games // common
 
 
 def q_learning(
     network: Any,
     game: Game,
-    optimizer: optax.GradientTransformation,
-    discount: float,
+    learner: Learner,
     epsilon: Callable[[jax.Array], jax.Array],
     games: int,
     memory: int,
     begin: int,
     every: int,
-    target_every: int,
     rounds: int,
 ) -> Algorithm:
-    """Algorithm 1 of 2015, with some games side by side.
-
-    A round plays as many actions in all games as it takes to come to whole updates: of one game
-    four, then one update; of four games one each, then one update; of eight one each, then two.
+    """Algorithm 1 of 2015, with some games side by side, in whole rounds.
 
     Args:
-      network: gives the values of actions [B, actions] of what is seen [B, H, W, history * C].
+      network: of the player.
       game: which.
-      optimizer: of the network.
-      discount: gamma.
+      learner: of the same network.
       epsilon: actions so far -> how often one is taken at random.
       games: side by side.
       memory: steps to draw from, of all games together.
       begin: actions before the first update.
       every: actions to an update.
-      target_every: updates from one copy of the parameters to the target network to the next; 1:
-        the network is its own target.
       rounds: in a step of the algorithm, one behind the other.
 
     Returns:
       The Algorithm. Its batches are the numbers that choose what is drawn from the memory: `number`
       uint32 [B, rounds, updates], the updates being those of a round.
     """
-    common = math.gcd(games, every)
-    plays, updates = every // common, games // common
-    history, shape = game.history, game.frame.shape
-    value = lambda params, seen: network.apply({"params": params}, seen)
-
-    def init_model(key):
-        seen = jnp.zeros((1, *shape[:2], history * shape[2]), game.frame.dtype)
-        params = network.init(key, seen)["params"]
-        return params, params
-
-    def loss(params, target, batch: Transitions, key):
-        q_tm1 = value(params, batch.seen_tm1)
-        q_t = value(target, batch.seen_t)
-        error = losses.q_learning_error(
-            q_tm1, batch.action_tm1, batch.reward_t, batch.terminal_t, q_t, discount
-        )
-        return losses.huber(error), (target, {})
-
-    learner = descend(init_model, loss, optimizer)
+    plays, updates = whole_round(games, every)
 
     def init(key):
         model_key, game_key = jax.random.split(key)
-        state = learner.init(model_key)
-        extra = Extra(
-            state.extra,
-            state.step,
-            play.begin(game, game_key, games),
-            replay.empty(games, memory // games + history, game.frame),
-        )
-        return state.replace(extra=extra)
+        return learner.init(model_key, play.begin(game, game_key, games), games, memory)
 
     def act(state: State, taken: jax.Array, key):
         """One action in each game, remembered."""
         choose, chance = jax.random.split(key)
-        of_action = lambda seen: value(state.params, seen)
+        of_action = lambda seen: network.apply({"params": state.params}, seen)
         player = play.sometimes_at_random(of_action, game.actions, epsilon(taken))
         before = state.extra.games
         action = player(play.seen(before.recent), choose)
         after, reward, over = play.advance(game, before, action, chance)
-        # "fixing all positive rewards at 1 and all negative rewards at -1".
-        reward = jnp.clip(reward, -1, 1)
-        kept = replay.add(state.extra.memory, before.recent[:, -1], action, reward, over)
-        return state.replace(extra=state.extra.replace(games=after, memory=kept))
-
-    def update(state: State, number: jax.Array):
-        """A step of the learner on what the numbers draw."""
-        extra = state.extra
-        drawn = replay.draw(extra.memory, number, history)
-        unflat = lambda frames: play.seen(frames.reshape(len(number), history, *shape))
-        drawn = drawn.replace(seen_tm1=unflat(drawn.seen_tm1), seen_t=unflat(drawn.seen_t))
-        before = State(extra.updates, state.params, state.opt_state, extra.target)
-        after, metrics = learner.step(before, drawn, None)
-        copies = after.step % target_every == 0
-        target = jax.tree.map(
-            lambda new, old: jnp.where(copies, new, old), after.params, extra.target
-        )
-        return (after.params, after.opt_state, target, after.step), metrics["loss"]
+        memory = replay.add(state.extra.memory, before.recent[:, -1], action, clip(reward), over)
+        return state.replace(extra=state.extra.replace(games=after, memory=memory))
 
     def step(state: State, batch, key):
         def one_round(state: State, inputs):
@@ -133,17 +80,7 @@ def q_learning(
             waits = (index + 1) * plays * games < begin
             total = 0.0
             for i in range(updates):
-                moved = state.params, state.opt_state, state.extra.target, state.extra.updates
-                moved, value = jax.lax.cond(
-                    waits,
-                    lambda state, number, moved=moved: (moved, jnp.float32(0)),
-                    update,
-                    state,
-                    number[:, i],
-                )
-                params, opt_state, target, count = moved
-                extra = state.extra.replace(target=target, updates=count)
-                state = state.replace(params=params, opt_state=opt_state, extra=extra)
+                state, value = learner.update(state, number[:, i], waits)
                 total += value / updates
             return state, total
 
@@ -160,3 +97,64 @@ def q_learning(
         return state.replace(step=state.step + 1), metrics
 
     return Algorithm(init, step)
+
+
+def q_learning_outside(
+    learner: Learner,
+    epsilon: Callable[[jax.Array], jax.Array],
+    games: int,
+    memory: int,
+    begin: int,
+    every: int,
+) -> Algorithm:
+    """The same, of games that are played outside; a step is one round.
+
+    Args:
+      learner: of the player's network.
+      epsilon: actions so far -> how often one is taken at random, for the log.
+      games: side by side.
+      memory: steps to draw from, of all games together.
+      begin: actions before the first update.
+      every: actions to an update.
+
+    Returns:
+      The Algorithm. Its batches are what came of a round's actions, of each game `frame` [G, plays,
+      H, W, C], `action`, `reward`, `terminal`, `keep` and `begins` [G, plays] as `replay.add` takes
+      them, and `score` [G] of its last game that ended; and the numbers, `number` [B, updates].
+    """
+    plays, updates = whole_round(games, every)
+
+    def step(state: State, batch, key):
+        ring = state.extra.memory
+        for i in range(plays):
+            of_play = lambda name, i=i: batch[name][:, i]
+            ring = replay.add(
+                ring,
+                of_play("frame"),
+                of_play("action"),
+                clip(of_play("reward")),
+                of_play("terminal"),
+                of_play("keep"),
+                of_play("begins"),
+            )
+        taken = (state.step + 1) * plays * games
+        state = state.replace(extra=state.extra.replace(memory=ring))
+        total = 0.0
+        for i in range(updates):
+            state, value = learner.update(state, batch["number"][:, i], taken < begin)
+            total += value / updates
+        metrics = {
+            "loss": total,
+            "score": batch["score"].mean(),
+            "epsilon": epsilon(taken),
+            "count/actions": plays * games,
+            "count/frames": 4 * plays * games,
+        }
+        return state.replace(step=state.step + 1), metrics
+
+    return Algorithm(lambda key: learner.init(key, (), games, memory), step)
+
+
+def clip(reward: jax.Array) -> jax.Array:
+    """ "fixing all positive rewards at 1 and all negative rewards at -1"."""
+    return jnp.clip(reward, -1, 1)

@@ -13,6 +13,8 @@ The step at a place is its frame and what was done then: the action, its reward,
 ended the game. The next place has the frame that followed or, after an end, the first one of
 another game, which counts for nothing. So there is no step from one game into another to be drawn,
 as long as nobody stores one: where an environment restarts in a step of its own, `keep` is False.
+Where a game was broken off, and what followed was never seen, the next step `begins` another one,
+and the one before it is `cut`: it has no weight.
 """
 
 import jax
@@ -28,6 +30,7 @@ class Ring(struct.PyTreeNode):
     action: jax.Array  # [G, N] int32
     reward: jax.Array  # [G, N] float32
     terminal: jax.Array  # [G, N] bool
+    cut: jax.Array  # [G, N] bool
     count: jax.Array  # [G] int32, steps ever stored
 
 
@@ -39,6 +42,7 @@ class Transitions(struct.PyTreeNode):
     reward_t: jax.Array  # [B]
     terminal_t: jax.Array  # [B], whether seen_t counts for nothing
     seen_t: jax.Array  # [B, history, F]
+    weight: jax.Array  # [B], 1; 0 where seen_t was never seen
 
 
 def empty(games: int, size: int, frame: jax.ShapeDtypeStruct) -> Ring:
@@ -48,6 +52,7 @@ def empty(games: int, size: int, frame: jax.ShapeDtypeStruct) -> Ring:
         jnp.zeros((*shape, int(np.prod(frame.shape))), frame.dtype),
         jnp.zeros(shape, jnp.int32),
         jnp.zeros(shape, jnp.float32),
+        jnp.zeros(shape, bool),
         jnp.zeros(shape, bool),
         jnp.zeros(games, jnp.int32),
     )
@@ -60,6 +65,7 @@ def add(
     reward: jax.Array,
     terminal: jax.Array,
     keep: jax.Array | None = None,
+    begins: jax.Array | None = None,
 ) -> Ring:
     """Store a step of each game, in the place of its oldest.
 
@@ -70,6 +76,7 @@ def add(
       reward: that followed, [G].
       terminal: whether the game ended, [G].
       keep: which to store, [G]; all if not given.
+      begins: of which games the one stored before was broken off, [G]; none if not given.
     """
     games, size = ring.action.shape
     place = ring.count % size
@@ -77,14 +84,19 @@ def add(
         keep = jnp.ones(games, bool)
     place = jnp.where(keep, place, size)  # which is outside, and is dropped
 
-    def put(array, value):
+    def put(array, value, place=place):
         return array.at[jnp.arange(games), place].set(value, mode="drop", unique_indices=True)
+
+    cut = put(ring.cut, False)
+    if begins is not None:
+        cut = put(cut, True, jnp.where(begins, (ring.count - 1) % size, size))
 
     return Ring(
         put(ring.frame, frame.reshape(games, -1)),
         put(ring.action, action),
         put(ring.reward, reward),
         put(ring.terminal, terminal),
+        cut,
         ring.count + keep,
     )
 
@@ -117,7 +129,8 @@ def draw(ring: Ring, number: jax.Array, history: int) -> Transitions:
     place = (ring.count[game] - 1 - back) % size  # of t - 1
     window = (place[:, None] + jnp.arange(1 - history, 2)[None]) % size  # t - history .. t
     frames = ring.frame[game[:, None], window]  # [B, history + 1, F]
-    ended = ring.terminal[game[:, None], window[:, :-1]]  # [B, history]
+    before = game[:, None], window[:, :-1]
+    ended = ring.terminal[before] | ring.cut[before]  # [B, history]
 
     def of_this_game(frames, ended):
         """Frames, the last of which is of this game, and whether it ended between them."""
@@ -131,4 +144,5 @@ def draw(ring: Ring, number: jax.Array, history: int) -> Transitions:
         ring.reward[game, place],
         ring.terminal[game, place],
         of_this_game(frames[:, 1:], ended[:, 1:]),
+        1 - ring.cut[game, place].astype(jnp.float32),
     )

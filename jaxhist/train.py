@@ -28,6 +28,7 @@ class Experiment(NamedTuple):
     evaluate_every: int
     score: str = ""  # the metric of evaluate, the more the better, that chooses the best checkpoint
     patience: int = 0  # evaluations without a better score before stopping; 0 never stops
+    save_every: int = 200  # steps from one checkpoint to the next; more for a large state
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Run:
     workdir: str = ""  # where the run lives, runs/NAME-PRESET if not given
     seed: int = 0  # of the initialisation, the order of the data and all noise
     log_every: int = 20  # steps from one line of the log to the next
-    save_every: int = 200  # steps from one checkpoint to the next
+    save_every: int = 0  # steps from one checkpoint to the next, 0 for the experiment's own
     devices: int = 0  # how many devices to use, 0 for all
     profile: int = 0  # steps to record for TensorBoard's profiler, after the first ten
 
@@ -69,8 +70,10 @@ def train(
     """
     mesh = devices.mesh(run.devices)
     devices.check_divides(mesh, experiment.batch)
-    for name in ("log_every", "save_every", "evaluate_every"):
-        if getattr(run, name, 1) < 1 or getattr(experiment, name, 1) < 1:
+    save_every = run.save_every or experiment.save_every
+    everies = run.log_every, save_every, experiment.evaluate_every
+    for name, every in zip(("log_every", "save_every", "evaluate_every"), everies, strict=True):
+        if every < 1:
             raise UserError(f"{name} must be at least 1")
     key = keys(run.seed)
     workdir = epath.Path(run.workdir)
@@ -127,7 +130,7 @@ def train(
                     batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
                 stopping = interrupted()
                 evaluating = step % experiment.evaluate_every == 0 or step == experiment.steps
-                saving = stopping or step % run.save_every == 0
+                saving = stopping or step % save_every == 0
                 if step % run.log_every == 0:
                     history.train(step, metrics)
                 if evaluating or saving:

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import dqn
 from experiments.dqn_agent import q_learning
+from experiments.dqn_learner import learn, rmsprop
 from jaxhist import UserError, losses
 from jaxhist.cli import main
 from jaxhist.convolution import IMAGES, convolve_small
@@ -124,7 +125,7 @@ def test_rmsprop_is_that_of_the_published_code():
     """For a sum over the batch with eps 0.01, and for a mean with 0.01 / 32^2."""
     trace = [0.998957427930, 0.999431601277, 0.999193629013, 0.999096490386, 0.999116319825]
     for batch in (1, 32):
-        optimizer, theta = dqn.rmsprop(2.5e-4, batch), jnp.float32(1)
+        optimizer, theta = rmsprop(2.5e-4, batch), jnp.float32(1)
         state = optimizer.init(theta)
         for g, want in zip((1, -0.5, 0.25, 0.1, -0.02), trace, strict=True):
             update, state = optimizer.update(jnp.float32(g / batch), state)
@@ -265,19 +266,9 @@ class Slow:
 def test_it_is_algorithm_1(games, every, plays, updates):
     """Against lists and loops: what is remembered, forgotten, drawn and learned."""
     game, rounds, memory, begin, rate = counting(5), 3, 12 * games, 10 * games, 0.5
-    algorithm = q_learning(
-        Linear(2),
-        game,
-        optax.sgd(rate),
-        discount=0.9,
-        epsilon=lambda taken: jnp.float32(0.5),
-        games=games,
-        memory=memory,
-        begin=begin,
-        every=every,
-        target_every=4,
-        rounds=rounds,
-    )
+    learner = learn(Linear(2), game.frame, game.history, optax.sgd(rate), 0.9, target_every=4)
+    epsilon = lambda taken: jnp.float32(0.5)
+    algorithm = q_learning(Linear(2), game, learner, epsilon, games, memory, begin, every, rounds)
     state = jax.jit(algorithm.init)(jax.random.key(0))
     slow, step = Slow(state.params, games, memory, 4), jax.jit(algorithm.step)
     random, taken, learned = np.random.default_rng(0), 0, 0

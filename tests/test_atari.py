@@ -1,0 +1,224 @@
+"""Deep Q-learning on games of the Atari 2600."""
+
+import dataclasses
+from dataclasses import asdict, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+import pytest
+
+from experiments import dqn
+from experiments.dqn_atari import Atari
+from jaxhist import UserError, replay
+from jaxhist.algorithm import keys
+from jaxhist.checkpoint import Checkpoints
+from jaxhist.data import atari
+from jaxhist.train import Run, train
+
+pytest.importorskip("ale_py", reason="the games of ale-py are not installed")
+
+TINY = Atari(
+    rom="pong",
+    network="linear",
+    games=2,
+    memory=400,
+    begin=40,
+    explore=100,
+    target_every=2,
+    steps=30,
+    evaluate_every=15,
+    measured=2,
+    most=200,
+)
+
+
+class Script:
+    """Stands for the emulators: what they send back is written down."""
+
+    def __init__(self, rows):
+        self.rows, self.sent = list(rows), []
+
+    def send(self, action):
+        self.sent.append(action)
+
+    def recv(self):
+        screen, reward, terminated, truncated, lives = self.rows.pop(0)
+        return (
+            np.full((1, 1, 84, 84), screen, np.uint8),
+            np.array([reward]),
+            np.array([terminated]),
+            np.array([truncated]),
+            {"lives": np.array([lives])},
+        )
+
+
+def scripted(rows, lives):
+    """A game of which the first screen is 1, with three lives."""
+    games = atari.Games("pong", 1, seed=0, lives=lives)
+    games._emulators, games._lives = Script(rows), np.array([3])
+    games.recent[:] = 0
+    games.recent[:, -1] = 1
+    steps = []
+    for number in range(len(rows)):
+        games.send(np.array([number], np.int32))
+        steps.append(games.receive()[0])
+    return games, steps
+
+
+def test_screens_are_those_of_the_paper():
+    games = atari.Games("breakout", 2, seed=0, lives=True)
+    assert games.actions == 4 and games.seen().shape == (2, 84, 84, 4)
+    assert not games.seen()[..., :3].any() and games.seen()[..., 3].any((1, 2)).all()
+    first = games.seen()[..., 3]
+    for _ in range(4):
+        games.send(np.array([1, 3], np.int32))
+        steps, over = games.receive()
+    assert steps.frame.shape == (2, 84, 84, 1) and steps.frame.dtype == np.uint8
+    assert not over.any() and steps.keep.all()
+    # After four actions all four screens are there, and the oldest has gone.
+    assert games.seen().any((1, 2)).all() and (games.seen()[..., 3] != first).any()
+    np.testing.assert_array_equal(steps.frame[..., 0], games.seen()[..., 2])
+
+
+def test_a_lost_life_ends_what_is_seen_and_not_the_game():
+    rows = [(2, 7, False, False, 3), (3, 0, False, False, 2), (4, -2, False, False, 2)]
+    games, steps = scripted(rows, lives=True)
+    assert [bool(step.terminal[0]) for step in steps] == [False, True, False]
+    assert games.seen()[0, 0, 0].tolist() == [0, 0, 3, 4] and games.score == [5]
+    games, steps = scripted(rows, lives=False)
+    assert not any(step.terminal[0] for step in steps)
+    assert games.seen()[0, 0, 0].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+def test_the_restart_of_a_game_is_not_kept(truncated):
+    """The third action does nothing but begin anew. A game that was broken off has no end."""
+    end = (3, 1, not truncated, truncated, 3 if truncated else 0)
+    rows = [(2, 1, False, False, 3), end, (9, 0, False, False, 3), (10, 4, False, False, 3)]
+    games, steps = scripted(rows, lives=True)
+    assert [bool(step.keep[0]) for step in steps] == [True, True, False, True]
+    assert [bool(step.terminal[0]) for step in steps] == [False, not truncated, False, False]
+    assert [int(step.frame[0, 0, 0, 0]) for step in steps] == [1, 2, 3, 9]
+    assert [bool(step.begins[0]) for step in steps] == [True, False, False, truncated]
+    assert games.final == [2] and games.score == [4]
+    assert games.seen()[0, 0, 0].tolist() == [0, 0, 9, 10]
+
+
+def test_what_was_broken_off_is_never_learned():
+    """As after a resume: new games begin where others were."""
+    ring = replay.empty(1, 8, jax.ShapeDtypeStruct((1, 1, 1), jnp.uint8))
+    one = jnp.ones(1)
+    for step in range(1, 7):
+        frame = jnp.full((1, 1, 1, 1), step, jnp.uint8)
+        begins = jnp.array([step == 4])
+        action = jnp.full(1, step)
+        ring = replay.add(ring, frame, action, one, one == 0, one == 1, begins)
+    rows = replay.draw(ring, jnp.arange(4, dtype=jnp.uint32), history=2)
+    assert rows.action_tm1.tolist() == [2, 3, 4, 5]
+    assert rows.weight.tolist() == [1, 0, 1, 1] and not rows.terminal_t.any()
+    # Nor does a player see what went before.
+    assert rows.seen_tm1[..., 0].tolist() == [[1, 2], [2, 3], [0, 4], [4, 5]]
+    assert rows.seen_t[2, :, 0].tolist() == [4, 5]
+
+
+def test_scores_beside_a_persons():
+    assert atari.of_human("pong", 18.9) == pytest.approx(132.0)
+    assert atari.of_human("breakout", 401.2) == pytest.approx(1327.2, abs=0.1)
+    assert atari.of_human("alien", 100) is None
+
+
+def test_whole_games_are_played_to_their_end():
+    player = atari.at_random(6)
+    scores = atari.whole_games("pong", player, seed=0, games=2, most=100)
+    np.testing.assert_array_equal(scores, atari.whole_games("pong", player, 0, 2, most=100))
+    assert scores.shape == (2,) and (scores <= 0).all()
+    film = atari.screens("pong", player, seed=0, most=7)
+    assert film.shape == (7, 84, 84, 1) and (film[1:] != film[:-1]).any((1, 2, 3)).all()
+
+
+def test_a_game_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="no game 'chess'; there are adventure, air_raid"):
+        atari.actions("chess")
+
+
+def test_parameters_of_the_paper_are_those_of_breakout():
+    experiment = dqn.build(dqn.PRESETS["paper"], Run(devices=1))
+    state = jax.eval_shape(experiment.init, keys(0).init)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 1_686_180
+    assert state.extra.memory.frame.shape == (1, 1_000_004, 7056)
+
+
+def test_all_but_the_games_goes_on_exactly(tmp_path):
+    run = Run(workdir=str(tmp_path), log_every=5, save_every=10, devices=1)
+    identity = {"experiment": "dqn", "config": asdict(TINY)}
+
+    class Killed(Exception):
+        pass
+
+    def start(dies_at=None):
+        experiment = dqn.build(TINY, run)
+
+        def data(step, state):
+            if step == dies_at:
+                raise Killed
+            return experiment.data(step, state)
+
+        return train(experiment._replace(data=data), run, identity)
+
+    with pytest.raises(Killed):
+        start(dies_at=25)
+    experiment = dqn.build(TINY, run)
+    layout = jax.eval_shape(experiment.init, jax.random.key(0))
+    state, _ = Checkpoints(tmp_path).restore(20, layout)
+    # 2 games, 2 actions each in a step; the first updates after 40 actions.
+    assert state.extra.memory.count.tolist() == [40, 40]
+    assert state.extra.updates == 20 - 9 and state.opt_state is not None
+    moved = jax.tree.map(lambda a, b: (a != b).any(), state.params, state.extra.target)
+    assert any(jax.tree.leaves(moved))
+    result = start()
+    assert {"score", "standard error", "percent of human", "predicted"} <= result.keys()
+    assert (tmp_path / "film.gif").exists()
+    after, _ = Checkpoints(tmp_path).restore(30, layout)
+    assert after.step == 30 and after.extra.updates == 30 - 9
+    assert after.extra.memory.count.tolist() == [60, 60]
+    # What was remembered is still there; what follows it begins other games.
+    before, now = state.extra.memory, after.extra.memory
+    np.testing.assert_array_equal(before.frame[:, :40], now.frame[:, :40])
+    np.testing.assert_array_equal(before.action[:, :40], now.action[:, :40])
+    assert now.cut[:, 39].all() and now.cut[:, :60].sum() == 2
+
+
+def test_actions_do_not_depend_on_how_fast_the_emulators_are():
+    """Two runs are the same, bit for bit, as long as neither is resumed."""
+    states = []
+    for _ in range(2):
+        experiment = dqn.build(TINY, Run(devices=1))
+        state = jax.jit(experiment.init)(keys(0).init)
+        step = jax.jit(experiment.step)
+        for index in range(15):
+            state, metrics = step(state, experiment.data(index, state), keys(0).step)
+        states.append(jax.device_get(state))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert metrics["count/frames"] == 16 and metrics["count/actions"] == 4
+
+
+@pytest.mark.long
+def test_memory_stays_flat(tmp_path):
+    """A short form of `train pong`, with its network: once everything has been compiled and each
+    place of the memory written, the process grows no more."""
+    config = dataclasses.replace(
+        dqn.PRESETS["pong"], memory=2000, begin=1000, steps=1200, evaluate_every=600
+    )
+    config = replace(config, measured=2, most=400)
+    run = Run(workdir=str(tmp_path), save_every=200, devices=1)
+    experiment, sizes, process = dqn.build(config, run), [], psutil.Process()
+
+    def data(step, state):
+        sizes.append(process.memory_info().rss)
+        return experiment.data(step, state)
+
+    train(experiment._replace(data=data), run, {"experiment": "dqn", "config": asdict(config)})
+    settled = sizes[700:]
+    assert max(settled) < 1.02 * settled[0]
