@@ -28,6 +28,12 @@ def without_speed(run):
     return [{k: v for k, v in line.items() if k != "speed"} for line in log.read(run.workdir)[1:]]
 
 
+@pytest.mark.parametrize("asked, saved", [(0, [20, 14]), (9, [20, 18])])
+def test_an_experiment_says_how_often_it_is_saved_unless_the_run_does(run, asked, saved):
+    run_tiny(dataclasses.replace(run, save_every=asked), save_every=7)
+    assert Checkpoints(run.workdir).steps() == saved
+
+
 def test_it_learns_and_tells(run):
     result = run_tiny(run)
     header = log.read(run.workdir)[0]
