@@ -145,7 +145,7 @@ def q_learning_outside(
             total += value / updates
         metrics = {
             "loss": total,
-            "score": batch["score"].mean(),
+            "score": jnp.nanmean(batch["score"]),
             "epsilon": epsilon(taken),
             "count/actions": plays * games,
             "count/frames": 4 * plays * games,

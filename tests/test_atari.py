@@ -123,6 +123,13 @@ def test_what_was_broken_off_is_never_learned():
     assert rows.seen_t[2, :, 0].tolist() == [4, 5]
 
 
+def test_the_next_seed_begins_other_games():
+    """The best player is tested in games that did not choose it: not in all but one of the same."""
+    a, again, b = (atari.Games("seaquest", 4, seed, lives=False).recent for seed in (7, 7, 8))
+    np.testing.assert_array_equal(a, again)
+    assert (a[1:] != b[:-1]).any()
+
+
 def test_scores_beside_a_persons():
     assert atari.of_human("pong", 18.9) == pytest.approx(132.0)
     assert atari.of_human("breakout", 401.2) == pytest.approx(1327.2, abs=0.1)
@@ -202,6 +209,7 @@ def test_actions_do_not_depend_on_how_fast_the_emulators_are():
         states.append(jax.device_get(state))
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert metrics["count/frames"] == 16 and metrics["count/actions"] == 4
+    assert np.isnan(metrics["score"])  # no game has ended yet
 
 
 @pytest.mark.long

@@ -101,14 +101,16 @@ class Games:
         """
         self._emulators, self._count_lives = _emulators(name, games, most), lives
         self.actions = self._emulators.single_action_space.n
-        screen, about = self._emulators.reset(seed=seed)
+        # One for each game: those of another seed, even the next one, are other games.
+        seeds = np.random.default_rng(seed).integers(0, 2**31, games)
+        screen, about = self._emulators.reset(seed=seeds)
         self.recent = np.zeros((games, HISTORY, *FRAME.shape), np.uint8)  # the newest screen last
         self.recent[:, -1, ..., 0] = screen[:, 0]
         self._lives = about["lives"].copy()
         self._over = np.zeros(games, bool)
         self._begins = np.ones(games, bool)
         self.score = np.zeros(games)  # of the game that goes on, or has just ended
-        self.final = np.zeros(games, np.float32)  # of the last game that ended; 0 before
+        self.final = np.full(games, np.nan, np.float32)  # of the last game that ended; NaN before
 
     def seen(self) -> np.ndarray:
         """What players see: [G, 84, 84, HISTORY]."""
