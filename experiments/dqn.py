@@ -57,7 +57,7 @@ class Config:
     most: int = 1000  # actions after which a measured game counts as it stands
 
 
-BRIEF = Atari(games=4, memory=250_000, steps=625_000, target_every=2500)
+BRIEF = Atari(games=4, memory=250_000, begin=10_000, steps=625_000, target_every=2500)
 PRESETS = {
     "small": Config(),
     "cart_pole": Config(
@@ -74,7 +74,8 @@ PRESETS = {
     # As long as the games' authors train, arXiv:1903.03176: five million actions.
     "minatar": Config(steps=50_000, evaluate_every=1000),
     # Not in the paper: four games, so that they are played while the network learns; a quarter of
-    # its memory, and a tenth of its frames.
+    # its memory, a fifth of its time before the first update, ten million frames of its 200, and
+    # the target network of its code.
     "breakout": BRIEF,
     "pong": replace(BRIEF, rom="pong"),
     "paper": Atari(),

@@ -118,16 +118,17 @@ def q_learning_outside(
       every: actions to an update.
 
     Returns:
-      The Algorithm. Its batches are what came of a round's actions, of each game `frame` [G, plays,
-      H, W, C], `action`, `reward`, `terminal`, `keep` and `begins` [G, plays] as `replay.add` takes
-      them, and `score` [G] of its last game that ended; and the numbers, `number` [B, updates].
+      The Algorithm. Its batches are the numbers, `number` [B, updates]; what came of a round's
+      actions, `played`: of each game `frame` [G, plays, H, W, C], `action`, `reward`, `terminal`,
+      `keep` and `begins` [G, plays] as `replay.add` takes them; and `score` [G] of the last game
+      that ended in each place, NaN before.
     """
     plays, updates = whole_round(games, every)
 
     def step(state: State, batch, key):
         ring = state.extra.memory
         for i in range(plays):
-            of_play = lambda name, i=i: batch[name][:, i]
+            of_play = lambda name, i=i: batch["played"][name][:, i]
             ring = replay.add(
                 ring,
                 of_play("frame"),

@@ -67,28 +67,31 @@ def build(config: Atari, run: Run) -> Experiment:
         games().send(player(games().seen(), np.random.default_rng([run.seed, step, turn])))
 
     def data(step: int, state: State) -> dict[str, np.ndarray]:
-        """What came of the actions that were sent, and then the next ones."""
+        """What came of the actions that were sent, and then the next ones. Each call plays: asked
+        twice for a step, it gives what came next."""
         rows = []
         if not games.cache_info().currsize:  # new games
             act(step, 0, state)
         for turn in range(plays):
             rows.append(games().receive()[0])
             act(step, turn + 1, state)
-        batch = {
+        played = {
             name: np.stack([getattr(row, name) for row in rows], 1) for name in rows[0]._fields
         }
         random = np.random.default_rng([run.seed, step])
         number = random.integers(0, 2**32, (config.batch, updates), np.uint32)
-        return {**batch, "score": games().final, "number": number}
+        return {"number": number, "played": played, "score": games().final}
 
     G = config.games, plays
     shapes = {
-        "frame": jax.ShapeDtypeStruct((*G, *atari.FRAME.shape), np.uint8),
-        "action": jax.ShapeDtypeStruct(G, np.int32),
-        "reward": jax.ShapeDtypeStruct(G, np.float32),
-        **{name: jax.ShapeDtypeStruct(G, np.bool) for name in ("terminal", "keep", "begins")},
-        "score": jax.ShapeDtypeStruct((config.games,), np.float32),
         "number": jax.ShapeDtypeStruct((config.batch, updates), np.uint32),
+        "played": {
+            "frame": jax.ShapeDtypeStruct((*G, *atari.FRAME.shape), np.uint8),
+            "action": jax.ShapeDtypeStruct(G, np.int32),
+            "reward": jax.ShapeDtypeStruct(G, np.float32),
+            **{name: jax.ShapeDtypeStruct(G, np.bool) for name in ("terminal", "keep", "begins")},
+        },
+        "score": jax.ShapeDtypeStruct((config.games,), np.float32),
     }
 
     # Model: above, since who plays is part of the data.
@@ -139,11 +142,14 @@ def build(config: Atari, run: Run) -> Experiment:
 
 def filming(config: Atari) -> Callable[..., np.ndarray]:
     """(state, seed of the game, share of actions taken at random) -> [T, H, W, 1] uint8, a film of
-    one game as the network sees it, of 300 actions at most."""
+    one game as the network sees it, of 300 actions at most.
+
+    Of twenty actions one is random: in some games nothing begins before a button is pressed.
+    """
     network = NETWORKS[config.network](atari.actions(config.rom))
     value = jax.jit(lambda params, seen: network.apply({"params": params}, seen))
 
-    def film(state: State, seed: int = 0, epsilon: float = 0.0):
+    def film(state: State, seed: int = 0, epsilon: float = 0.05):
         of_action = partial(value, state.params)
         player = atari.sometimes_at_random(of_action, network.actions, epsilon)
         return atari.screens(config.rom, player, seed, 300).repeat(2, 1).repeat(2, 2)

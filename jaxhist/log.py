@@ -17,6 +17,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -155,18 +156,20 @@ class Log:
         )
         self._task = self._bar.add_task("", total=steps, completed=start, text="")
         self._bar.start()
+        self._watch = ThreadPoolExecutor(1)  # that waits for the devices
         self._last_said = 0.0
         self._counted = start
         self._began, self._waited, self._paused = time.monotonic(), 0.0, 0.0
 
     @contextlib.contextmanager
     def fetching(self, running: jax.Array) -> Iterator[None]:
-        """Getting a batch while the devices compute `running`. If they are done before the batch is
-        there, the time spent counts as waiting for input."""
+        """Getting a batch while the devices compute `running`. From when they are done until the
+        batch is there, the time counts as waiting for input."""
         begin = time.monotonic()
+        done = self._watch.submit(_time_when_ready, running)
         yield
-        if running.is_ready():
-            self._waited += time.monotonic() - begin
+        if done.done():
+            self._waited += time.monotonic() - max(begin, done.result())
 
     @contextlib.contextmanager
     def pausing(self, what: str) -> Iterator[None]:
@@ -260,6 +263,7 @@ class Log:
     def close(self):
         """Leave the terminal in order. What was written is flushed: nothing is lost here."""
         self._bar.stop()
+        self._watch.shutdown()
         if self._recording:
             jax.profiler.stop_trace()
         with contextlib.suppress(OSError):  # the full disk that ended the run
@@ -279,6 +283,11 @@ def write_picture(path: epath.Path, value: np.ndarray):
             first.save(file, format="png")
         else:
             first.save(file, format="gif", **moving)
+
+
+def _time_when_ready(array: jax.Array) -> float:
+    array.block_until_ready()
+    return time.monotonic()
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float | int | None]:

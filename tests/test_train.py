@@ -28,6 +28,27 @@ def without_speed(run):
     return [{k: v for k, v in line.items() if k != "speed"} for line in log.read(run.workdir)[1:]]
 
 
+def test_data_that_reads_the_state_waits_for_the_step_and_not_for_input(run):
+    """As a player does, who looks at the parameters before it acts."""
+
+    def slow(x):
+        time.sleep(0.05)
+        return x
+
+    def step(state, batch, key):
+        state, metrics = tiny().step(state, batch, key)
+        out = jax.ShapeDtypeStruct(state.params.shape, state.params.dtype)
+        return state.replace(params=jax.pure_callback(slow, out, state.params)), metrics
+
+    def data(step, state):
+        jax.block_until_ready(state.params)
+        return batch(step)
+
+    run_tiny(dataclasses.replace(run, devices=1), step=step, data=data)
+    for line in phase(run, "train")[1:]:
+        assert line["speed"]["waiting"] < 0.3 and line["speed"]["seconds/step"] > 0.04, line
+
+
 @pytest.mark.parametrize("asked, saved", [(0, [20, 14]), (9, [20, 18])])
 def test_an_experiment_says_how_often_it_is_saved_unless_the_run_does(run, asked, saved):
     run_tiny(dataclasses.replace(run, save_every=asked), save_every=7)
