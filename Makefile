@@ -38,7 +38,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 -q
 
 test-long: install
-	MALLOC_ARENA_MAX=1 $(BIN)/python -m pytest -q -m long
+	$(BIN)/python -m pytest -q -m long
 
 lint: install
 	$(BIN)/ruff format --check .

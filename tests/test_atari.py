@@ -1,13 +1,10 @@
 """Deep Q-learning on games of the Atari 2600."""
 
-import dataclasses
-import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 import pytest
 
 from experiments import dqn
@@ -211,24 +208,3 @@ def test_actions_do_not_depend_on_how_fast_the_emulators_are():
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert metrics["count/frames"] == 16 and metrics["count/actions"] == 4
     assert np.isnan(metrics["score"])  # no game has ended yet
-
-
-@pytest.mark.long
-def test_memory_stays_flat(tmp_path):
-    """A short form of `train pong`, with its network: once each place of the memory was written and
-    a player measured, the process grows no more. (For a moment it is larger while it is saved.)"""
-    if os.environ.get("MALLOC_ARENA_MAX") != "1":
-        pytest.skip("the C library keeps what each thread has freed, unless MALLOC_ARENA_MAX=1")
-    config = dataclasses.replace(
-        dqn.PRESETS["pong"], memory=2000, begin=1000, steps=1200, evaluate_every=600
-    )
-    config = replace(config, measured=2, most=400)
-    run = Run(workdir=str(tmp_path), save_every=200, devices=1)
-    experiment, sizes, process = dqn.build(config, run), [], psutil.Process()
-
-    def data(step, state):
-        sizes.append(process.memory_info().rss)
-        return experiment.data(step, state)
-
-    train(experiment._replace(data=data), run, {"experiment": "dqn", "config": asdict(config)})
-    assert np.median(sizes[1100:]) < 1.02 * np.median(sizes[700:800])
