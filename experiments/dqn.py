@@ -16,16 +16,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import scipy.stats
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import dqn_atari
-from experiments.dqn_agent import q_learning, whole_round
+from experiments.dqn_agent import q_learning
 from experiments.dqn_atari import Atari
-from experiments.dqn_learner import learn, rmsprop
+from experiments.dqn_learner import Practice, learn, rmsprop
 from jaxhist import UserError, devices, log, plots, tell
 from jaxhist.algorithm import State, keys
 from jaxhist.claims import Claim, Figures, Trained
@@ -87,8 +86,9 @@ def build(config: Config | Atari, run: Run) -> Experiment:
         return dqn_atari.build(config, run)
     # Data. The game makes them. From outside come numbers, which choose what is remembered.
     game, mesh, key = play.named(config.game), devices.mesh(run.devices), keys(run.seed)
-    _, updates = whole_round(config.games, config.every)
-    shape = config.batch, config.rounds, updates
+    practice = Practice(config.games, config.every, config.begin, config.explore, config.memory)
+    practice.check(game.history)
+    shape = config.batch, config.rounds, practice.updates
 
     @jax.jit(out_shardings=devices.split(mesh))
     def numbers(step):
@@ -98,30 +98,17 @@ def build(config: Config | Atari, run: Run) -> Experiment:
     network = NETWORKS[config.network](game.actions)
     value = lambda state, seen: network.apply({"params": state.params}, seen)
 
-    # Loss: equation 2 of 2015, with the error clipped, in `q_learning`.
+    # Loss: equation 2 of 2015, with the error clipped, in `learn`.
 
     # Algorithm.
-    if config.begin < config.games * (game.history + 1):
-        raise UserError(f"before the first update, each of {config.games} games wants some actions")
-    epsilon = optax.linear_schedule(1.0, 0.1, config.explore, config.begin)
     optimizer = rmsprop(config.rate, config.batch)
     learner = learn(network, game.frame, game.history, optimizer, 0.99, config.target_every)
-    algorithm = q_learning(
-        network,
-        game,
-        learner,
-        epsilon,
-        config.games,
-        config.memory,
-        config.begin,
-        config.every,
-        config.rounds,
-    )
+    algorithm = q_learning(network, game, learner, practice, config.rounds)
 
     # Thirty games, in which one action of twenty is taken at random. And the values that are
     # predicted in 500 states, which a player who knows nothing has seen.
     held_out = cache(lambda: jax.jit(lambda key: play.states(game, key, 500))(key.draw))
-    scores = lambda player, key: play.whole_games(game, player, key, 30, config.most)[0]
+    scores = lambda player, key: play.whole_games(game, player, key, 30, config.most)
     predict = jax.jit(lambda state, seen: value(state, seen).max(-1).mean())
     at_random = cache(lambda: jax.jit(lambda k: scores(play.at_random(game.actions), k))(key.draw))
     film = filming(config)

@@ -13,11 +13,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments.dqn_agent import q_learning_outside, whole_round
-from experiments.dqn_learner import learn, rmsprop
-from jaxhist import UserError
+from experiments.dqn_agent import q_learning_outside
+from experiments.dqn_learner import Practice, learn, rmsprop
 from jaxhist.algorithm import State
 from jaxhist.data import atari
 from jaxhist.models import dqn
@@ -51,47 +49,51 @@ class Atari:
 
 def build(config: Atari, run: Run) -> Experiment:
     # Data. The emulators make them.
-    plays, updates = whole_round(config.games, config.every)
+    practice = Practice(config.games, config.every, config.begin, config.explore, config.memory)
+    practice.check(atari.HISTORY)
     actions = atari.actions(config.rom)
     network = NETWORKS[config.network](actions)
     value = jax.jit(lambda params, seen: network.apply({"params": params}, seen))
-    epsilon = optax.linear_schedule(1.0, 0.1, config.explore, config.begin)
     games = cache(lambda: atari.Games(config.rom, config.games, run.seed, lives=True))
+
+    def epsilon(taken: int) -> float:
+        """As `Practice.epsilon`, without a device."""
+        return float(np.interp(taken, [config.begin, config.begin + config.explore], [1, 0.1]))
 
     def act(step: int, turn: int, state: State):
         """Choose, and send."""
-        taken = (step * plays + turn) * config.games
-        share = float(np.interp(taken, [config.begin, config.begin + config.explore], [1, 0.1]))
+        taken = step * practice.actions + turn * config.games
         of_action = lambda seen: value(state.params, seen)
-        player = atari.sometimes_at_random(of_action, actions, share)
+        player = atari.sometimes_at_random(of_action, actions, epsilon(taken))
         games().send(player(games().seen(), np.random.default_rng([run.seed, step, turn])))
 
     def data(step: int, state: State) -> dict[str, np.ndarray]:
         """What came of the actions that were sent, and then the next ones. Each call plays: asked
         twice for a step, it gives what came next."""
         rows = []
-        if not games.cache_info().currsize:  # new games
+        if games().sent is None:  # new games
             act(step, 0, state)
-        for turn in range(plays):
-            rows.append(games().receive()[0])
+        for turn in range(practice.plays):
+            rows.append(games().receive()[0]._asdict())
             act(step, turn + 1, state)
-        played = {
-            name: np.stack([getattr(row, name) for row in rows], 1) for name in rows[0]._fields
-        }
         random = np.random.default_rng([run.seed, step])
-        number = random.integers(0, 2**32, (config.batch, updates), np.uint32)
-        return {"number": number, "played": played, "score": games().final}
+        return {
+            "number": random.integers(0, 2**32, (config.batch, practice.updates), np.uint32),
+            "played": {name: np.stack([row[name] for row in rows], 1) for name in rows[0]},
+            "epsilon": np.full(config.games, epsilon(step * practice.actions), np.float32),
+            "score": games().final,
+        }
 
-    G = config.games, plays
+    G = config.games, practice.plays
     shapes = {
-        "number": jax.ShapeDtypeStruct((config.batch, updates), np.uint32),
+        "number": jax.ShapeDtypeStruct((config.batch, practice.updates), np.uint32),
         "played": {
             "frame": jax.ShapeDtypeStruct((*G, *atari.FRAME.shape), np.uint8),
             "action": jax.ShapeDtypeStruct(G, np.int32),
             "reward": jax.ShapeDtypeStruct(G, np.float32),
             **{name: jax.ShapeDtypeStruct(G, np.bool) for name in ("terminal", "keep", "begins")},
         },
-        "score": jax.ShapeDtypeStruct((config.games,), np.float32),
+        **{name: jax.ShapeDtypeStruct(G[:1], np.float32) for name in ("epsilon", "score")},
     }
 
     # Model: above, since who plays is part of the data.
@@ -99,13 +101,9 @@ def build(config: Atari, run: Run) -> Experiment:
     # Loss: equation 2 of 2015, with the error clipped, in `learn`.
 
     # Algorithm.
-    if config.begin < config.games * (atari.HISTORY + 1):
-        raise UserError(f"before the first update, each of {config.games} games wants some actions")
     optimizer = rmsprop(config.rate, config.batch)
     learner = learn(network, atari.FRAME, atari.HISTORY, optimizer, 0.99, config.target_every)
-    algorithm = q_learning_outside(
-        learner, epsilon, config.games, config.memory, config.begin, config.every
-    )
+    algorithm = q_learning_outside(learner, practice)
 
     # Whole games, in which one action of twenty is taken at random, and what they are worth beside
     # those of a person. And the values that are predicted in 500 states, which a player who knows

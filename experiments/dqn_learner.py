@@ -4,6 +4,7 @@ To it the memory is the data, and the target network a constant that comes along
 it. The memory and the target network are in the state, and a checkpoint has them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jaxhist import losses, replay
+from jaxhist import UserError, losses, replay
 from jaxhist.algorithm import State, descend
 from jaxhist.data import play
 from jaxhist.replay import Ring, Transitions
@@ -27,10 +28,53 @@ class Extra(struct.PyTreeNode):
     memory: Ring
 
 
+class Practice(NamedTuple):
+    """How acting and learning take turns, in whole rounds: of one game four actions, then one
+    update; of four games one each, then one update; of eight one each, then two updates."""
+
+    games: int  # side by side
+    every: int  # actions to an update
+    begin: int  # actions before the first update
+    explore: int  # actions then, while those at random become a tenth
+    memory: int  # steps to draw from, of all games together
+
+    @property
+    def plays(self) -> int:
+        """Actions of each game in a round."""
+        return self.every // math.gcd(self.games, self.every)
+
+    @property
+    def updates(self) -> int:
+        """Behind the actions of a round."""
+        return self.games // math.gcd(self.games, self.every)
+
+    @property
+    def actions(self) -> int:
+        """Of all games in a round."""
+        return self.games * self.plays
+
+    def epsilon(self, taken: jax.Array) -> jax.Array:
+        """How often an action is taken at random, after so many."""
+        return optax.linear_schedule(1.0, 0.1, self.explore, self.begin)(taken)
+
+    def check(self, history: int):
+        """Raise UserError if a player who sees so many frames would have nothing to learn from."""
+        for name in ("games", "every", "explore"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.memory < self.games:
+            raise UserError(f"a memory of {self.memory} is too small for {self.games} games")
+        if self.begin < self.games * (history + 1):
+            raise UserError(
+                f"before the first update, each of {self.games} games wants some actions; "
+                f"begin must be at least {self.games * (history + 1)}, not {self.begin}"
+            )
+
+
 class Learner(NamedTuple):
     """The part that learns."""
 
-    init: Callable  # key, games, how many, steps to remember of all together -> State
+    init: Callable  # key, games, Practice -> State
     # state, numbers [B] uint32, whether to wait -> state, loss
     update: Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]]
 
@@ -71,9 +115,10 @@ def learn(
 
     learner = descend(init_model, loss, optimizer)
 
-    def init(key, games, count: int, memory: int):
+    def init(key, games, practice: Practice):
         state = learner.init(key)
-        ring = replay.empty(count, memory // count + history, frame)
+        size = practice.memory // practice.games + history
+        ring = replay.empty(practice.games, size, frame)
         return state.replace(extra=Extra(state.extra, state.step, games, ring))
 
     def update(state: State, number: jax.Array, waits: jax.Array):

@@ -274,15 +274,13 @@ class Log:
 def write_picture(path: epath.Path, value: np.ndarray):
     """Write a picture [H, W, C] or a film [T, H, W, C] of ten pictures a second, uint8."""
     pixels = value[..., 0] if value.shape[-1] == 1 else value
-    first, *others = [
-        Image.fromarray(each) for each in (pixels[None] if value.ndim == 3 else pixels)
-    ]
-    moving = {"save_all": True, "append_images": others, "duration": 100, "loop": 0}
     with failing_in_one_line(path), path.open("wb") as file:
         if value.ndim == 3:
-            first.save(file, format="png")
-        else:
-            first.save(file, format="gif", **moving)
+            Image.fromarray(pixels).save(file, format="png")
+            return
+        first, *others = map(Image.fromarray, pixels)
+        moving = {"save_all": True, "append_images": others, "duration": 100, "loop": 0}
+        first.save(file, format="gif", **moving)
 
 
 def _time_when_ready(array: jax.Array) -> float:

@@ -152,13 +152,13 @@ def q_learning_error(
     return jax.lax.stop_gradient(y) - chosen
 
 
-def huber(error: jax.Array, threshold: float = 1.0) -> jax.Array:
-    """e^2 / 2 up to the threshold c, c (|e| - c / 2) beyond. [...] -> [...]
+def huber(error: jax.Array) -> jax.Array:
+    """e^2 / 2 up to 1, |e| - 1/2 beyond. [...] -> [...]
 
-    Its slope is e clipped to [-c, c]: what Mnih et al. mean by clipping the error term.
+    Its slope is e clipped to [-1, 1]: what Mnih et al. mean by clipping the error term.
     """
     size = jnp.abs(_wide(error))
-    return jnp.where(size <= threshold, size**2 / 2, threshold * (size - threshold / 2))
+    return jnp.where(size <= 1, size**2 / 2, size - 1 / 2)
 
 
 def _same_shape(a: jax.Array, b: jax.Array):

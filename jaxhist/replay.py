@@ -1,8 +1,8 @@
 """Experience replay: the last steps of some games, from which batches are drawn.
 
-Each frame is stored once, as bytes or booleans; what a player saw, the last frames one behind the
-other, is laid together again when it is drawn. So a million steps of 84x84 pixels take 7 GB, and
-not the 56 of a million pairs of four frames.
+Each frame is stored once, as it is, which is bytes or booleans where there are many; what a player
+saw, the last frames one behind the other, is laid together again when it is drawn. So a million
+steps of 84x84 pixels take 7 GB, and not the 56 of a million pairs of four frames.
 
     place    ...  t - 1    t            t + 1        t + 2  ...
     frame         f        g            h (last)     k of another game
@@ -24,7 +24,7 @@ from flax import struct
 
 
 class Ring(struct.PyTreeNode):
-    """The last N steps of each of G games; frames have F bytes or booleans."""
+    """The last N steps of each of G games; frames have F bytes, booleans or numbers."""
 
     frame: jax.Array  # [G, N, F]
     action: jax.Array  # [G, N] int32

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import dqn
 from experiments.dqn_atari import Atari
+from experiments.dqn_learner import Practice
 from jaxhist import UserError, replay
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
@@ -208,3 +209,6 @@ def test_actions_do_not_depend_on_how_fast_the_emulators_are():
     jax.tree.map(np.testing.assert_array_equal, *states)
     assert metrics["count/frames"] == 16 and metrics["count/actions"] == 4
     assert np.isnan(metrics["score"])  # no game has ended yet
+    # What is logged is what the host acted by: 60 actions, of which 40 without a choice.
+    schedule = Practice(TINY.games, TINY.every, TINY.begin, TINY.explore, TINY.memory).epsilon
+    np.testing.assert_allclose(metrics["epsilon"], schedule(14 * 4), rtol=1e-5)

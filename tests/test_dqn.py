@@ -12,7 +12,8 @@ import pytest
 
 from experiments import dqn
 from experiments.dqn_agent import q_learning
-from experiments.dqn_learner import learn, rmsprop
+from experiments.dqn_atari import Atari
+from experiments.dqn_learner import Practice, learn, rmsprop
 from jaxhist import UserError, losses
 from jaxhist.cli import main
 from jaxhist.convolution import IMAGES, convolve_small
@@ -199,8 +200,8 @@ def test_whole_games_are_counted_to_their_end_and_no_further():
     game = counting(5)
     ones = lambda seen, key: jnp.ones(len(seen), jnp.int32)
     for most, score in ((100, 15), (4, 12)):
-        got, length = play.whole_games(game, ones, jax.random.key(0), 3, most)
-        assert got.tolist() == [score] * 3 and length.tolist() == [min(most, 5)] * 3
+        got = play.whole_games(game, ones, jax.random.key(0), 3, most)
+        assert got.tolist() == [score] * 3
 
 
 def test_epsilon_is_how_often_an_action_is_taken_at_random():
@@ -267,8 +268,9 @@ def test_it_is_algorithm_1(games, every, plays, updates):
     """Against lists and loops: what is remembered, forgotten, drawn and learned."""
     game, rounds, memory, begin, rate = counting(5), 3, 12 * games, 10 * games, 0.5
     learner = learn(Linear(2), game.frame, game.history, optax.sgd(rate), 0.9, target_every=4)
-    epsilon = lambda taken: jnp.float32(0.5)
-    algorithm = q_learning(Linear(2), game, learner, epsilon, games, memory, begin, every, rounds)
+    practice = Practice(games, every, begin, explore=10 * games, memory=memory)
+    assert (practice.plays, practice.updates) == (plays, updates)
+    algorithm = q_learning(Linear(2), game, learner, practice, rounds)
     state = jax.jit(algorithm.init)(jax.random.key(0))
     slow, step = Slow(state.params, games, memory, 4), jax.jit(algorithm.step)
     random, taken, learned = np.random.default_rng(0), 0, 0
@@ -351,6 +353,7 @@ def test_a_run_is_filmed_and_its_network_plays_again(tmp_path, monkeypatch, caps
     film = tmp_path / "out.gif"
     assert play_it(tmp_path, "--film", film, "--seed", 3)[0] == 0 and film.exists()
     assert play_it() == (2, "error: python -m experiments.dqn play DIR [OPTIONS]\n")
+    assert play_it("--help")[0] == 0
     assert play_it(tmp_path / "nothing")[0] == 1
     code, error = play_it(tmp_path, "--film", "out.png")
     assert code == 1 and error == "error: a film is a .gif, not out.png\n"
@@ -361,6 +364,18 @@ def test_a_game_that_is_not_there_is_named():
         play.named("chess")
 
 
-def test_it_does_not_learn_before_it_has_played():
-    with pytest.raises(UserError, match="before the first update"):
-        dqn.build(replace(TINY, begin=4), Run(devices=1))
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ({"begin": 4}, "before the first update, each of 4 games wants some actions"),
+        ({"games": 0}, "games must be at least 1, not 0"),
+        ({"explore": 0}, "explore must be at least 1, not 0"),
+        ({"memory": 3}, "a memory of 3 is too small for 4 games"),
+    ],
+)
+def test_where_there_is_nothing_to_learn_from_it_says_so(wrong, says):
+    for config in (TINY, replace(dqn.PRESETS["pong"], begin=100)):
+        if isinstance(config, Atari):
+            pytest.importorskip("ale_py", reason="the games of ale-py are not installed")
+        with pytest.raises(UserError, match=says):
+            dqn.build(replace(config, **wrong), Run(devices=1))

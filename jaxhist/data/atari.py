@@ -109,6 +109,7 @@ class Games:
         self._lives = about["lives"].copy()
         self._over = np.zeros(games, bool)
         self._begins = np.ones(games, bool)
+        self.sent: np.ndarray | None = None  # actions that have not been received yet
         self.score = np.zeros(games)  # of the game that goes on, or has just ended
         self.final = np.full(games, np.nan, np.float32)  # of the last game that ended; NaN before
 
@@ -118,7 +119,7 @@ class Games:
 
     def send(self, action: np.ndarray):
         """Take actions [G] int32. The emulators have threads of their own."""
-        self._action = action
+        self.sent = action
         self._emulators.send(action)
 
     def receive(self) -> tuple[Steps, np.ndarray]:
@@ -132,12 +133,13 @@ class Games:
         lost = (lives < self._lives) & self._count_lives
         steps = Steps(
             frame=self.recent[:, -1].copy(),
-            action=self._action,
+            action=self.sent,
             reward=reward.astype(np.float32),
             terminal=(terminated | lost) & ~begun,
             keep=~begun,
             begins=self._begins & ~begun,
         )
+        self.sent = None
         self._over = terminated | truncated
         self.score = np.where(begun, 0, self.score + reward)
         self.final = np.where(self._over, self.score, self.final).astype(np.float32)
@@ -174,9 +176,7 @@ def sometimes_at_random(value: Callable, actions: int, epsilon: float) -> Player
     return player
 
 
-def whole_games(
-    name: str, player: Player, seed: int, games: int, most: int = FIVE_MINUTES
-) -> np.ndarray:
+def whole_games(name: str, player: Player, seed: int, games: int, most: int) -> np.ndarray:
     """Scores [games] of whole games, of so many frames at most, all side by side."""
     playing, random = Games(name, games, seed, lives=False, most=most), np.random.default_rng(seed)
     over, score = np.zeros(games, bool), np.zeros(games)
@@ -200,13 +200,13 @@ def screens(name: str, player: Player, seed: int, most: int) -> np.ndarray:
     return np.stack(film)
 
 
-def states(name: str, seed: int, count: int, side_by_side: int = 10, apart: int = 10) -> np.ndarray:
+def states(name: str, seed: int, count: int) -> np.ndarray:
     """What a player who acts at random sees, every tenth time: [count, 84, 84, HISTORY]."""
-    playing = Games(name, side_by_side, seed, lives=False)
+    playing = Games(name, 10, seed, lives=False)
     random, player, sights = np.random.default_rng(seed), at_random(playing.actions), []
-    for turn in range(apart * -(-count // side_by_side)):
-        playing.send(player(playing.seen(), random))
-        playing.receive()
-        if turn % apart == apart - 1:
-            sights.append(playing.seen())
+    while 10 * len(sights) < count:
+        for _ in range(10):
+            playing.send(player(playing.seen(), random))
+            playing.receive()
+        sights.append(playing.seen())
     return np.concatenate(sights)[:count]

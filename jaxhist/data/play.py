@@ -1,9 +1,8 @@
 """Games written in JAX, many side by side. The one kind of data that the learner changes.
 
 A game is a pair of pure functions, like an algorithm. What it shows is a frame: bytes, booleans or
-numbers.
-A player sees the last frames, as many as `history`, laid one behind the other in the channels;
-before the first frame of a game there is nothing, which is 0.
+numbers. A player sees the last frames, as many as `history`, laid one behind the other in the
+channels; before the first frame of a game there is nothing, which is 0.
 """
 
 import importlib.util
@@ -148,9 +147,7 @@ def sometimes_at_random(value: Callable, actions: int, epsilon: jax.Array | floa
     return player
 
 
-def whole_games(
-    game: Game, player: Player, key: Key, count: int, most: int
-) -> tuple[jax.Array, jax.Array]:
+def whole_games(game: Game, player: Player, key: Key, count: int, most: int) -> jax.Array:
     """Play games to their ends, all side by side.
 
     Args:
@@ -161,26 +158,24 @@ def whole_games(
       most: actions, after which a game counts as it stands.
 
     Returns:
-      Their scores [count] and lengths [count].
+      Their scores [count].
     """
 
     def playing(carry):
-        _, over, length = carry
-        return ~over.all() & (length.max() < most)
+        _, over, taken = carry
+        return ~over.all() & (taken < most)
 
     def step(carry):
-        games, over, length = carry
-        choose, chance = jax.random.split(jax.random.fold_in(key, length.max()))
+        games, over, taken = carry
+        choose, chance = jax.random.split(jax.random.fold_in(key, taken))
         action = player(seen(games.recent), choose)
         after, _, ends = advance(game, games, action, chance)
         # Of a game that was over, the score stays.
         score = jnp.where(over, games.score, jnp.where(ends, after.final, after.score))
-        length = length + ~over
-        return after.replace(score=score), over | ends, length
+        return after.replace(score=score), over | ends, taken + 1
 
-    carry = begin(game, key, count), jnp.zeros(count, bool), jnp.zeros(count, jnp.int32)
-    games, _, length = jax.lax.while_loop(playing, step, carry)
-    return games.score, length
+    carry = begin(game, key, count), jnp.zeros(count, bool), jnp.int32(0)
+    return jax.lax.while_loop(playing, step, carry)[0].score
 
 
 def frames(game: Game, player: Player, key: Key, most: int) -> tuple[jax.Array, jax.Array]:
@@ -202,7 +197,7 @@ def frames(game: Game, player: Player, key: Key, most: int) -> tuple[jax.Array, 
     return frame, count
 
 
-def states(game: Game, key: Key, count: int, side_by_side: int = 50, apart: int = 10) -> jax.Array:
+def states(game: Game, key: Key, count: int) -> jax.Array:
     """What a player who acts at random sees, every tenth time: [count, H, W, history * C]."""
     player = at_random(game.actions)
 
@@ -211,10 +206,9 @@ def states(game: Game, key: Key, count: int, side_by_side: int = 50, apart: int 
         games, _, _ = advance(game, games, player(seen(games.recent), choose), chance)
         return games, seen(games.recent)
 
-    rounds = apart * -(-count // side_by_side)
-    _, sights = jax.lax.scan(step, begin(game, key, side_by_side), jnp.arange(rounds))
-    sights = sights[apart - 1 :: apart]
-    return sights.reshape(-1, *sights.shape[2:])[:count]
+    turns = 10 * -(-count // 50)
+    _, sights = jax.lax.scan(step, begin(game, key, 50), jnp.arange(turns))
+    return sights[9::10].reshape(-1, *sights.shape[2:])[:count]
 
 
 def film(frames: np.ndarray, pixels: int = 16) -> np.ndarray:
