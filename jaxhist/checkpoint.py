@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxhist import UserError, devices, warn
+from jaxhist import UserError, devices, malloc, warn
 from jaxhist.algorithm import Key, State, keys
 from jaxhist.files import write_durably
 
@@ -80,6 +80,7 @@ class Checkpoints:
 
     def _finish(self, step: int, best: int):
         self._orbax.wait_until_finished()
+        malloc.give_back()  # the copy of the state, and the buffers it was written through
         folder = self.folder / str(step)
         draft = self.folder / f"{step}.{SUMS}"
         write_durably(draft, _sums(folder))

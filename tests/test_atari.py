@@ -1,6 +1,12 @@
 """Deep Q-learning on games of the Atari 2600."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -212,3 +218,30 @@ def test_actions_do_not_depend_on_how_fast_the_emulators_are():
     # What is logged is what the host acted by: 60 actions, of which 40 without a choice.
     schedule = Practice(TINY.games, TINY.every, TINY.begin, TINY.explore, TINY.memory).epsilon
     np.testing.assert_allclose(metrics["epsilon"], schedule(14 * 4), rtol=1e-5)
+
+
+@pytest.mark.long
+def test_memory_stays_flat(tmp_path):
+    """A short form of `train pong`, with its network and a smaller memory, saved again and again.
+    (For a moment, while it is saved, the process is larger: medians do not see that.)"""
+    options = ["--memory=50000", "--begin=1000", "--run.save-every=500", "--run.log-every=20"]
+    arguments = ["train", "pong", *options, f"--run.workdir={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.dqn", *arguments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+    )
+    sizes = {}  # step -> kB in memory
+    while max(sizes, default=0) < 4000:
+        time.sleep(0.2)
+        assert process.poll() is None, "the run has ended"
+        lines = (tmp_path / "log.jsonl").read_text() if (tmp_path / "log.jsonl").exists() else ""
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        step = lines.rpartition('{"step": ')[2].partition(",")[0]
+        if step.isdigit():
+            sizes[int(step)] = int(status.partition("VmRSS:")[2].split()[0])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    early = np.median([size for step, size in sizes.items() if 1000 <= step < 2000])
+    late = np.median([size for step, size in sizes.items() if step >= 3000])
+    assert late < 1.02 * early
