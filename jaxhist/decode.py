@@ -6,6 +6,8 @@
 `memory` is what stays as it is, such as the source; `cache` is what changes with each token, such
 as the keys and values of those before. Both are pytrees of [B, ...]; N is B, or B times the beams.
 
+PAD is never predicted.
+
     B sentences      L tokens at most, EOS included      K beams      V vocabulary
 """
 
@@ -37,9 +39,7 @@ def greedy(next_token: NextToken, memory: Any, cache: Any, count: int, length: i
       count: B.
       length: L.
     """
-    return _one_by_one(
-        next_token, memory, cache, count, length, lambda logits, _: logits.argmax(-1)
-    )
+    return _one_by_one(next_token, memory, cache, count, length, lambda log_p, _: log_p.argmax(-1))
 
 
 def sample(
@@ -53,8 +53,8 @@ def sample(
 ) -> Decoded:
     """Tokens drawn from softmax(logits / temperature). The others: as in `greedy`."""
 
-    def choose(logits, index):
-        return jax.random.categorical(jax.random.fold_in(key, index), logits / temperature)
+    def choose(log_p, index):
+        return jax.random.categorical(jax.random.fold_in(key, index), log_p / temperature)
 
     return _one_by_one(next_token, memory, cache, count, length, choose)
 
@@ -68,10 +68,10 @@ def _one_by_one(next_token, memory, cache, count, length, choose) -> Decoded:
     def step(state):
         cache, token, tokens, total, index = state
         logits, cache = next_token(memory, cache, token, index)
-        log_probability = jax.nn.log_softmax(logits.astype(jnp.float32))
+        log_p = _log_softmax(logits)
         ended = (index > 0) & ((token == EOS) | (token == PAD))
-        new = jnp.where(ended, PAD, choose(logits, index).astype(jnp.int32))
-        chosen = jnp.take_along_axis(log_probability, new[:, None], 1)[:, 0]
+        new = jnp.where(ended, PAD, choose(log_p, index).astype(jnp.int32))
+        chosen = jnp.take_along_axis(log_p, new[:, None], 1)[:, 0]
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, new[:, None], index, 1)
         return cache, new, tokens, total + jnp.where(ended, 0, chosen), index + 1
 
@@ -80,6 +80,11 @@ def _one_by_one(next_token, memory, cache, count, length, choose) -> Decoded:
     state = cache, first, tokens, jnp.zeros(count), jnp.int32(0)
     _, _, tokens, total, _ = jax.lax.while_loop(going_on, step, state)
     return Decoded(tokens, total)
+
+
+def _log_softmax(logits: Array) -> Array:
+    """[N, V], in float32, of all tokens but PAD."""
+    return jax.nn.log_softmax(logits.astype(jnp.float32).at[:, PAD].set(-jnp.inf))
 
 
 def length_penalty(length: Array, alpha: float) -> Array:
@@ -128,7 +133,7 @@ def beam_search(
         last = beam.tokens[:, :, jnp.maximum(beam.index - 1, 0)].reshape(-1)
         token = jnp.where(beam.index == 0, EOS, last)
         logits, cache = next_token(memory, beam.cache, token, beam.index)
-        new = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(B, K, -1)
+        new = _log_softmax(logits).reshape(B, K, -1)
         V = new.shape[-1]
         total, chosen = jax.lax.top_k((beam.live[:, :, None] + new).reshape(B, -1), K)
         parent, token = chosen // V, chosen % V

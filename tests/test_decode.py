@@ -14,7 +14,7 @@ from jaxhist.packed import EOS, PAD
 B, V, L = 4, 4, 3
 # Logits after every beginning of up to two tokens, which the cache tells apart, for each of B.
 TABLE = np.random.default_rng(1).normal(size=(B, V**L, V), scale=1.5).astype(np.float32)
-LOG_P = np.asarray(jax.nn.log_softmax(TABLE))
+LOG_P = np.asarray(jax.nn.log_softmax(jnp.asarray(TABLE).at[..., PAD].set(-np.inf)))
 
 
 def next_token(memory, cache, token, index):
@@ -39,7 +39,7 @@ def log_probability(row, sentence):
 
 def sentences():
     """All that end after at most L tokens."""
-    words = [token for token in range(V) if token != EOS]
+    words = [token for token in range(V) if token not in (EOS, PAD)]
     for count in range(L):
         for beginning in itertools.product(words, repeat=count):
             yield [*beginning, EOS]
