@@ -1,0 +1,202 @@
+"""Sentences and their translations: number words without end, and TFDS data sets."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from num2words import num2words
+from tokenizers import Tokenizer
+
+from jaxhist import UserError, tell
+from jaxhist.algorithm import Batch, State
+from jaxhist.data import batches, prepared, text
+from jaxhist.data.text import Row
+
+DIGITS = 6  # of the largest numbers
+HELD_OUT = 500  # numbers to validate on, and as many others to test on
+
+
+class Pairs(NamedTuple):
+    """Sentences in two languages."""
+
+    source: Sequence[str]
+    target: Sequence[str]
+
+
+Vocabularies = tuple[Tokenizer, Tokenizer]  # of the source, of the target
+
+
+class Parallel(NamedTuple):
+    """A parallel corpus as an experiment wants it."""
+
+    batch: Batch  # shapes and dtypes of a training batch: "source" and "target", [B, L] each
+    train: Callable[[int, State], Batch]  # (step, state) -> rows of sentences, as `packed` has them
+    rows: Callable[[str], Iterator[Batch]]  # of "validation" or "test", the same in batches
+    pairs: Callable[[str], Pairs]  # of "validation" or "test"
+    vocabularies: Callable[[], Vocabularies]
+    encode: Callable[[Sequence[str]], list[list[int]]]  # sources -> tokens
+
+
+def named(
+    name: str,
+    languages: tuple[str, str],
+    vocabulary: tuple[int, ...],
+    batch: int,
+    length: int,
+    reverse: bool,
+    seed: int,
+    workdir: str,
+    mesh: Mesh,
+) -> Parallel:
+    """A corpus in batches.
+
+    Args:
+      name: "numbers", or a TFDS data set with a text in each language.
+      languages: of the source and of the target, such as ("en", "de"); they may be the same.
+      vocabulary: how many sub-words both have together, or how many words each has.
+      batch: rows in a training batch.
+      length: tokens in a row. Pairs that are longer are left out of training.
+      reverse: the tokens of the source stand from the last to the first.
+      seed: of the run.
+      workdir: of the run, where its vocabularies are kept.
+      mesh: that the batches are split over.
+
+    Raises:
+      UserError: there is no such corpus, or it has no such language, or a size makes no sense.
+    """
+    if len(vocabulary) not in (1, 2) or min(vocabulary) < 4:
+        raise UserError(f"a vocabulary is one number of sub-words, or two of words: {vocabulary}")
+    if name == "numbers":
+        pairs = numbers(languages)
+    else:
+        pairs = from_tfds(name, languages)
+    vocabularies = _vocabularies(lambda: pairs("train"), vocabulary, workdir)
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return text.encode(vocabularies()[0], texts, reverse)
+
+    def pack(split: str) -> tuple[Batch, int]:
+        source, target = pairs(split)
+        return text.pack(encode(source), text.encode(vocabularies()[1], target), length)
+
+    def packed_train() -> Batch:
+        arrays, longer = pack("train")
+        if longer:
+            tell(f"{longer} training pairs are longer than {length} tokens and left out")
+        return arrays
+
+    def row_of_numbers(_: int, random: np.random.Generator) -> Batch:
+        """As many pairs as there is room for."""
+        row = Row(length)
+        while True:
+            number = draw("train", random)
+            source, target = ([spell(number, language)] for language in languages)
+            (source,), (target,) = encode(source), text.encode(vocabularies()[1], target)
+            if not row.takes(source, target):
+                return {
+                    "source": text.padded([row.source], length)[0],
+                    "target": text.padded([row.target], length)[0],
+                }
+
+    def endless() -> Sequence[int]:
+        """Every row is drawn anew, so how many there are in an epoch has no meaning."""
+        vocabularies()  # made here, not by many threads at once
+        return range(1 << 20)
+
+    unchanged = lambda batch, key: batch
+    if name == "numbers":
+        train = batches.streamed(endless, row_of_numbers, batch, seed, mesh, unchanged)
+    else:
+        train = batches.on_device(packed_train, batch, seed, mesh, unchanged)
+    shape = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    return Parallel(
+        {"source": shape, "target": shape},
+        train,
+        lambda split: batches.slices(pack(split)[0], batch),
+        pairs,
+        vocabularies,
+        encode,
+    )
+
+
+def _vocabularies(
+    pairs: Callable[[], Pairs], sizes: tuple[int, ...], workdir: str
+) -> Callable[[], Vocabularies]:
+    if len(sizes) == 1:
+        make = lambda: text.subwords(itertools.chain(*pairs()), *sizes)
+        both = text.kept(workdir, "vocabulary.json", make)
+        return lambda: (both(), both())
+    source = lambda: text.words(pairs().source, sizes[0])
+    target = lambda: text.words(pairs().target, sizes[1])
+    source = text.kept(workdir, "vocabulary-source.json", source)
+    target = text.kept(workdir, "vocabulary-target.json", target)
+    return lambda: (source(), target())
+
+
+def spell(number: int, language: str) -> str:
+    """In words, by num2words.
+
+    Raises:
+      UserError: it does not know the language.
+    """
+    try:
+        return num2words(number, lang=language)
+    except NotImplementedError as error:
+        raise UserError(f"num2words does not know the language {language!r}") from error
+
+
+def split_of(number: int) -> str:
+    """A sixteenth of the numbers is for validation, another for the test; no training batch has
+    them. Multiplication spreads them evenly (Knuth's hash)."""
+    return {0: "test", 1: "validation"}.get((number * 2654435761 % 2**32) >> 28, "train")
+
+
+def draw(split: str, random: np.random.Generator) -> int:
+    """A number of the split: first how many digits, each as likely, then which."""
+    while True:
+        digits = int(random.integers(1, DIGITS + 1))
+        number = int(random.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
+        if split_of(number) == split:
+            return number
+
+
+def numbers(languages: tuple[str, str]) -> Callable[[str], Pairs]:
+    """Numbers in words. The pairs of "train" are a sample, from which a vocabulary is made."""
+    for language in languages:
+        spell(0, language)
+
+    @functools.cache
+    def pairs(split: str) -> Pairs:
+        random, chosen = np.random.default_rng(0), {}
+        while len(chosen) < (4 if split == "train" else 1) * HELD_OUT:
+            chosen[draw(split, random)] = None  # a dict keeps the order
+        return Pairs(*([spell(number, language) for number in chosen] for language in languages))
+
+    return pairs
+
+
+def from_tfds(name: str, languages: tuple[str, str]) -> Callable[[str], Pairs]:
+    """A TFDS data set with a text in each language, and the splits train, validation and test.
+
+    Args:
+      name: such as "wmt14_translate/de-en".
+      languages: the names of the texts.
+
+    Raises:
+      UserError: it is not there, or has no such texts.
+    """
+    builder = prepared.parallel_texts(name, languages)
+
+    @functools.cache
+    def pairs(split: str) -> Pairs:
+        examples = list(prepared.examples(builder, split))
+        if split == "train":  # neighbours may be of one document, and would share a row
+            np.random.default_rng(0).shuffle(examples)
+        return Pairs(*([example[name].decode() for example in examples] for name in languages))
+
+    return pairs
