@@ -166,6 +166,44 @@ def scatter(places: np.ndarray, label: np.ndarray, names: Sequence[str], title: 
     return _pixels(figure)
 
 
+def attention(
+    panels: dict[str, np.ndarray], source: Sequence[str], target: Sequence[str]
+) -> np.ndarray:
+    """What is looked at while a sentence is written: white is 1, black 0.
+
+    Args:
+      panels: title -> weights [T, S], side by side.
+      source, target: the S and the T tokens.
+
+    Returns:
+      [H, W, 3] uint8.
+    """
+    rows = -(-len(panels) // 4)
+    columns = -(-len(panels) // rows)
+    width, height = 0.2 * len(source) + 1.6, 0.2 * len(target) + 1.6
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=100)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for one in axes[len(panels) :]:
+        one.remove()
+    for one, (title, weights) in zip(axes, panels.items(), strict=False):
+        one.imshow(weights, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        one.set_xticks(range(len(source)), source, rotation=90, fontsize=8)
+        one.set_yticks(range(len(target)), target, fontsize=8)
+        one.xaxis.tick_top()
+        one.set_xlabel(title)
+        one.tick_params(length=0)
+    return _pixels(figure)
+
+
+def bars(values: dict[str, float], title: str, xlabel: str) -> np.ndarray:
+    """A bar for each value, under its name. -> [H, W, 3] uint8"""
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.bar_label(axes.bar(values.keys(), values.values(), color="tab:blue"), fmt="%.1f")
+    axes.set(title=title, xlabel=xlabel, ylim=(0, None))
+    return _pixels(figure)
+
+
 def _pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

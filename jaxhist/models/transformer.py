@@ -167,7 +167,7 @@ class Transformer(nn.Module):
     vocabulary: int
     size: Size = BASE
     positions: Positions = "sinusoids"
-    length: int = 0  # of the longest sentence, if positions are learned
+    length: int = 0  # how many positions there are, if they are learned; the last goes on
     dtype: Any = None  # of the products; None is that of the parameters
 
     def setup(self):
@@ -188,6 +188,7 @@ class Transformer(nn.Module):
         if self.positions == "sinusoids":
             x += sinusoids(position, self.size.width).astype(x.dtype)
         elif self.positions == "learned":
+            position = jnp.minimum(position, self.length - 1)
             x += self.position_embedding(position) * math.sqrt(self.size.width)
         return self.drop(x, deterministic=not train)
 
@@ -224,7 +225,7 @@ class Transformer(nn.Module):
         mask = packed.places(source).sentence[:, None, :] == 1  # [B, 1, S]
         memory = [layer.source_attention.keys_values(encoded) for layer in self.decoder]
         shape = len(source), length, self.size.heads, self.size.width // self.size.heads
-        cache = [(jnp.zeros(shape, encoded.dtype),) * 2 for _ in self.decoder]
+        cache = [(jnp.zeros(shape, keys.dtype),) * 2 for keys, _ in memory]
         return (memory, mask), cache
 
     def next(self, memory: Any, cache: Any, token: Array, index: Array) -> tuple[Array, Any]:

@@ -1,0 +1,185 @@
+"""Attention Is All You Need.
+
+Ashish Vaswani, Noam Shazeer, Niki Parmar, Jakob Uszkoreit, Llion Jones, Aidan N. Gomez, Lukasz
+Kaiser, Illia Polosukhin, 2017. arXiv:1706.03762.
+
+What changed: the model. No state is carried from word to word: every word looks at all others at
+once, with several heads. So all words of a sentence are learned from at the same time, and the way
+from one to another is as short for distant ones as for neighbours.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import translating, translating_tests
+from experiments.translating import Translator
+from jaxhist import UserError, losses, packed
+from jaxhist.algorithm import State, descend
+from jaxhist.claims import Claim
+from jaxhist.cli import main
+from jaxhist.models.transformer import BIG, Positions, Size, Transformer
+from jaxhist.train import Experiment, Run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Section 5. The sizes are the paper's in `paper` and `big`."""
+
+    data: str = "numbers"  # in words; or any TFDS set with a text in each language
+    source: str = "en"
+    target: str = "de"
+    vocabulary: tuple[int, ...] = (120,)  # sub-words of both languages
+    layers: int = 2  # of the encoder, and of the decoder
+    width: int = 128
+    hidden: int = 256  # units of a feed-forward layer
+    heads: int = 4
+    positions: Positions = "sinusoids"
+    dropout: float = 0.1
+    smoothing: float = 0.1  # of the labels
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
+    rate: float = 1.0  # times the paper's
+    warmup: int = 400  # steps
+    average: int = 1  # how many states, the last and those before it, are averaged for the test
+    average_every: int = 1  # steps from one of them to the next
+    length: int = 64  # tokens in a row, which has several sentences
+    batch: int = 32  # rows
+    steps: int = 1000
+    evaluate_every: int = 250
+    beams: int = 4  # of the test
+
+
+# Section 5.1: 25,000 tokens of each language in a batch, packed into 200 rows. Section 6.1: the
+# last five checkpoints, ten minutes or 1,500 steps apart, are averaged.
+BASE = Config(
+    data="wmt14_translate/de-en",
+    vocabulary=(37_000,),
+    layers=6,
+    width=512,
+    hidden=2048,
+    heads=8,
+    warmup=4000,
+    average=5,
+    average_every=1500,
+    length=125,
+    batch=200,
+    steps=100_000,
+    evaluate_every=5000,
+)
+PRESETS = {
+    "small": Config(),
+    "multi30k": Config(
+        data="multi30k/de-en",
+        vocabulary=(6000,),
+        layers=4,
+        dropout=0.3,
+        rate=2.0,
+        warmup=1000,
+        average=5,
+        average_every=100,
+        batch=64,
+        steps=5000,
+        evaluate_every=500,
+    ),
+    "paper": BASE,
+    # A step takes a second: ten minutes are 600.
+    "big": replace(
+        BASE,
+        width=BIG.width,
+        hidden=BIG.hidden,
+        heads=BIG.heads,
+        dropout=BIG.dropout,
+        average=20,
+        average_every=600,
+        steps=300_000,
+    ),
+}
+
+
+def translator(config: Config, run: Run) -> Translator:
+    # Data.
+    if len(config.vocabulary) != 1:
+        raise UserError("both languages share one vocabulary of sub-words here")
+    corpus = translating.corpus(config, run)
+
+    # Model.
+    size = Size(config.layers, config.width, config.hidden, config.heads, config.dropout)
+    dtype = jnp.dtype(config.dtype)
+    model = Transformer(*config.vocabulary, size, config.positions, config.length, dtype)
+
+    def heads(params, batch):
+        variables, inputs = {"params": params}, (batch["source"], batch["target"])
+        _, seen = model.apply(variables, *inputs, train=False, mutable="intermediates")
+        last = seen["intermediates"][f"decoder_{config.layers - 1}"]
+        weights = last["source_attention"]["weights"][0][0]  # [H, T, S]
+        return {f"head {i + 1}": weights[i] for i in range(config.heads)}
+
+    return Translator(model, corpus, lambda state: state.extra, heads)
+
+
+def build(config: Config, run: Run) -> Experiment:
+    both = translator(config, run)
+    model, data = both.model, both.corpus
+
+    def init_model(key):
+        tokens = jnp.zeros((1, config.length), jnp.int32)
+        params = model.init(key, tokens, tokens, train=False)["params"]
+        return params, params  # and what is tested
+
+    # Loss. Section 5.4: with smoothed labels. The mean over tokens.
+    def loss(params, extra, batch, key):
+        source, target = batch["source"], batch["target"]
+        logits = model.apply({"params": params}, source, target, train=True, rngs={"dropout": key})
+        values = losses.smoothed_cross_entropy(logits, target, config.smoothing)
+        values = losses.per_real(values, target != packed.PAD)
+        return values, (extra, translating.counted(batch, logits))
+
+    # Algorithm. Section 5.3: Adam.
+    rate = warmed(config.width, config.warmup)
+    optimizer = optax.adam(lambda step: config.rate * rate(step + 1), b1=0.9, b2=0.98, eps=1e-9)
+    algorithm = descend(init_model, loss, optimizer)
+    if config.average < 1 or config.average * config.average_every > config.steps:
+        raise UserError(f"there are no {config.average} states to be averaged")
+
+    def step(state: State, batch, key):
+        state, metrics = algorithm.step(state, batch, key)
+        return state.replace(extra=averaged(state, config)), metrics
+
+    validate, test = translating_tests.tests(both, run, config.beams, alpha=0.6)
+    return Experiment(
+        data=data.train,
+        batch=data.batch,
+        init=algorithm.init,
+        step=step,
+        evaluate=validate,
+        test=test,
+        steps=config.steps,
+        evaluate_every=config.evaluate_every,
+    )
+
+
+def warmed(width: int, warmup: int) -> optax.Schedule:
+    """D^-0.5 min(step^-0.5, step warmup^-1.5), equation 3; the first step is 1."""
+    return lambda step: width**-0.5 * jnp.minimum(step**-0.5, step * warmup**-1.5)
+
+
+def averaged(state: State, config: Config) -> Any:
+    """What is tested: the parameters, and from the first of the last `average` states on the mean
+    of those that there were."""
+    left = config.steps - state.step
+    begins = left >= (config.average - 1) * config.average_every
+    number = config.average - left // config.average_every
+    weight = jnp.where(left % config.average_every == 0, 1 / jnp.maximum(number, 1), 0)
+    mean = lambda mean, p: jnp.where(begins, p, mean + weight * (p - mean))
+    return jax.tree.map(mean, state.extra, state.params)
+
+
+# Claims
+CLAIMS: dict[str, Claim] = {}
+
+
+if __name__ == "__main__":
+    main(build, PRESETS, CLAIMS, {"translate": translating.command(translator, alpha=0.6)})
