@@ -124,13 +124,13 @@ def test_what_cannot_be_translated_is_said_in_one_line():
     with pytest.raises(UserError, match="sub-words, or two"):
         corpus(vocabulary=(1, 2, 3))
     with pytest.raises(UserError, match="prepare it"):
-        corpus("no_such_texts")
+        corpus("no_such_texts").train(0, None)
 
 
 @needs("multi30k")
 def test_multi30k_is_read_and_packed():
     with pytest.raises(UserError, match="has no texts en and fr; it has de, en"):
-        corpus("multi30k/de-en", ("en", "fr"))
+        corpus("multi30k/de-en", ("en", "fr")).pairs("test")
     multi30k = corpus("multi30k/de-en", length=64, vocabulary=(1000, 1000))
     source, target = multi30k.pairs("validation")
     assert len(source) == len(target) == 1014

@@ -67,7 +67,8 @@ def named(
       mesh: that the batches are split over.
 
     Raises:
-      UserError: there is no such corpus, or it has no such language, or a size makes no sense.
+      UserError: a size makes no sense, or num2words does not know a language; and, when data are
+        asked for, that the data set is not there or has no such texts.
     """
     if len(vocabulary) not in (1, 2) or min(vocabulary) < 4:
         raise UserError(f"a vocabulary is one number of sub-words, or two of words: {vocabulary}")
@@ -187,13 +188,13 @@ def from_tfds(name: str, languages: tuple[str, str]) -> Callable[[str], Pairs]:
       name: such as "wmt14_translate/de-en".
       languages: the names of the texts.
 
-    Raises:
+    Raises (when pairs are asked for):
       UserError: it is not there, or has no such texts.
     """
-    builder = prepared.parallel_texts(name, languages)
 
     @functools.cache
     def pairs(split: str) -> Pairs:
+        builder = prepared.parallel_texts(name, languages)
         examples = list(prepared.examples(builder, split))
         if split == "train":  # neighbours may be of one document, and would share a row
             np.random.default_rng(0).shuffle(examples)
