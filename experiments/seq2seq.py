@@ -119,7 +119,7 @@ def build(config: Config, run: Run) -> Experiment:
         test=test,
         steps=config.steps,
         evaluate_every=config.evaluate_every,
-        score="BLEU",
+        score=data.score,
     )
 
 

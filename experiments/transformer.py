@@ -41,14 +41,14 @@ class Config:
     dropout: float = 0.1
     smoothing: float = 0.1  # of the labels
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    rate: float = 1.0  # times the paper's
-    warmup: int = 400  # steps
+    rate: float = 0.5  # times the paper's
+    warmup: int = 200  # steps
     average: int = 1  # how many states, the last and those before it, are averaged for the test
     average_every: int = 1  # steps from one of them to the next
     length: int = 64  # tokens in a row, which has several sentences
     batch: int = 32  # rows
-    steps: int = 1000
-    evaluate_every: int = 250
+    steps: int = 600
+    evaluate_every: int = 150
     beams: int = 4  # of the test
 
 
@@ -61,6 +61,7 @@ BASE = Config(
     width=512,
     hidden=2048,
     heads=8,
+    rate=1.0,
     warmup=4000,
     average=5,
     average_every=1500,

@@ -13,13 +13,18 @@ from jaxhist.algorithm import State
 from jaxhist.data import text
 from jaxhist.train import Run
 
+MEASURES = {
+    "exact": evaluate.exact,
+    "BLEU": lambda translations, references: evaluate.bleu(translations, references).score,
+}
+
 
 def tests(
     translator: Translator, run: Run, beams: int, alpha: float = 0.0
 ) -> tuple[Callable, Callable]:
     """`evaluate` and `test` of an experiment: the perplexity of a token, and how many of them are
-    guessed; and how many translations are `exact` and their BLEU, greedy ones of the validation
-    data, and those of a beam search of the test data, which also gives the pictures."""
+    guessed; and how good translations are, greedy ones of the validation data, and those of a beam
+    search of the test data, which also gives the pictures."""
     model, corpus, params, panels = translator
 
     def measure(state, batch):
@@ -40,29 +45,25 @@ def tests(
 
     def scores(state, split, translations):
         means = mean(state, corpus.rows(split))
-        references = corpus.pairs(split).target
-        exact = np.mean([a == b for a, b in zip(translations, references, strict=True)])
-        bleu = evaluate.bleu(translations, references)
         return {
             "perplexity": float(np.exp(means["loss"] / means["tokens"])),
             "accuracy": means["right"] / means["tokens"],
-            "exact": float(exact),
-            "BLEU": bleu.score,
-        }, bleu.signature
+            corpus.score: MEASURES[corpus.score](translations, corpus.pairs(split).target),
+        }
 
     def validate(state: State):
-        return scores(state, "validation", greedy(state, corpus.pairs("validation").source))[0]
+        return scores(state, "validation", greedy(state, corpus.pairs("validation").source))
 
     def test(state: State):
         sources, references = corpus.pairs("test")
         translations = searched(state, sources)
-        found, signature = scores(state, "test", translations)
-        tell(f"BLEU      {found['BLEU']:.2f}   {signature}   {beams} beams")
-        by_length = evaluate.bleu_by_length(sources, translations, references)
-        pictures = {"lengths": plots.bars(by_length, "BLEU", "words of the source")}
+        if corpus.score == "BLEU":
+            tell(f"BLEU      {evaluate.bleu(translations, references).signature}, {beams} beams")
+        by_length = evaluate.by_length(MEASURES[corpus.score], sources, translations, references)
+        pictures = {"lengths": plots.bars(by_length, corpus.score, "words of the source")}
         if panels is not None:
             pictures["attention"] = picture(translator, state, sources, translations)
-        return found | pictures
+        return scores(state, "test", translations) | pictures
 
     return validate, test
 

@@ -199,7 +199,7 @@ def bars(values: dict[str, float], title: str, xlabel: str) -> np.ndarray:
     """A bar for each value, under its name. -> [H, W, 3] uint8"""
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=100)
     axes = figure.subplots()
-    axes.bar_label(axes.bar(values.keys(), values.values(), color="tab:blue"), fmt="%.1f")
+    axes.bar_label(axes.bar(values.keys(), values.values(), color="tab:blue"), fmt="%.3g")
     axes.set(title=title, xlabel=xlabel, ylim=(0, None))
     return _pixels(figure)
 

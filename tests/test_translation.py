@@ -146,8 +146,10 @@ def test_bleu_is_sacrebleus_and_says_so():
     found = evaluate.bleu(translations, references)
     np.testing.assert_allclose(found.score, 61.7003883682, rtol=1e-9)
     assert "tok:13a" in found.signature and "version:2" in found.signature
-    by_length = evaluate.bleu_by_length(references, translations, references, parts=2)
+    measure = lambda *texts: evaluate.bleu(*texts).score
+    by_length = evaluate.by_length(measure, references, translations, references, parts=2)
     assert list(by_length) == ["6", "7 to 9"] and by_length["6"] > by_length["7 to 9"] > 0
+    assert evaluate.exact(["a b", "c"], ["a b", "d"]) == 0.5
 
 
 def test_multi30k_is_prepared_without_tensorflow(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ class Parallel(NamedTuple):
     pairs: Callable[[str], Pairs]  # of "validation" or "test"
     vocabularies: Callable[[], Vocabularies]
     encode: Callable[[Sequence[str]], list[list[int]]]  # sources -> tokens
+    score: Literal["exact", "BLEU"]  # how translations are measured
 
 
 def named(
@@ -122,6 +123,8 @@ def named(
         pairs,
         vocabularies,
         encode,
+        # Numbers are right or wrong; and in German they are one word, of which BLEU says nothing.
+        "exact" if name == "numbers" else "BLEU",
     )
 
 
