@@ -39,12 +39,12 @@ class Config:
     l: int = 64  # noqa: E741, pairs of units of the output
     dropout: float = 0.0
     optimizer: Literal["adam", "adadelta"] = "adam"
-    rate: float = 0.003
+    rate: float = 0.006
     warmup: int = 100  # steps of Adam until the rate is reached
     length: int = 64  # tokens in a row, which has several sentences
     batch: int = 32  # rows
-    steps: int = 1000
-    evaluate_every: int = 250
+    steps: int = 800
+    evaluate_every: int = 200
     beams: int = 4  # of the test
 
 

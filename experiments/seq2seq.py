@@ -36,12 +36,12 @@ class Config:
     layers: int = 2
     dropout: float = 0.0
     optimizer: Literal["adam", "sgd"] = "adam"
-    rate: float = 0.002
+    rate: float = 0.003
     warmup: int = 100  # steps of Adam until the rate is reached
     length: int = 64  # tokens in a row, which has several sentences
     batch: int = 32  # rows
-    steps: int = 1000
-    evaluate_every: int = 250
+    steps: int = 600
+    evaluate_every: int = 200
     beams: int = 4  # of the test
 
 
@@ -51,6 +51,7 @@ PRESETS = {
         data="multi30k/de-en",
         vocabulary=(6000,),
         dropout=0.3,
+        rate=0.002,
         batch=64,
         steps=5000,
         evaluate_every=500,
