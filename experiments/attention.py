@@ -52,15 +52,16 @@ PRESETS = {
     "small": Config(),
     "multi30k": Config(
         data="multi30k/de-en",
-        vocabulary=(6000,),
+        vocabulary=(4000,),
         n=256,
         m=128,
         l=128,
         dropout=0.3,
         rate=0.002,
-        batch=64,
-        steps=5000,
-        evaluate_every=500,
+        length=48,
+        batch=80,
+        steps=2700,
+        evaluate_every=300,
     ),
     # RNNsearch-50 of table 2: 288,000 updates with 80 sentences of at most 50 words. Not in the
     # paper: they are packed into rows, 40 of which have about as many; all pairs of WMT'14 that
