@@ -60,7 +60,7 @@ PRESETS = {
         rate=0.002,
         length=48,
         batch=80,
-        steps=2700,
+        steps=3000,
         evaluate_every=300,
     ),
     # RNNsearch-50 of table 2: 288,000 updates with 80 sentences of at most 50 words. Not in the

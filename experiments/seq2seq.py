@@ -54,7 +54,7 @@ PRESETS = {
         rate=0.002,
         length=48,
         batch=80,
-        steps=2400,
+        steps=3300,
         evaluate_every=300,
     ),
     # Section 3.4: 7.5 epochs of 12 million pairs, 128 at a time. Not in the paper: they are packed
