@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import translating, translating_tests
+from experiments import attention, translating, translating_claims, translating_tests
 from experiments.translating import Translator
 from jaxhist import UserError, losses, packed
 from jaxhist.algorithm import State, descend
-from jaxhist.claims import Claim
+from jaxhist.claims import Claim, Figures
 from jaxhist.cli import main
 from jaxhist.models.transformer import BIG, Positions, Size, Transformer
 from jaxhist.train import Experiment, Run
@@ -29,7 +29,7 @@ from jaxhist.train import Experiment, Run
 class Config:
     """Section 5. The sizes are the paper's in `paper` and `big`."""
 
-    data: str = "numbers"  # in words; or any TFDS set with a text in each language
+    data: str = "numbers"  # in words, "recall", or any TFDS set with a text in each language
     source: str = "en"
     target: str = "de"
     vocabulary: tuple[int, ...] = (120,)  # sub-words of both languages
@@ -122,7 +122,9 @@ def translator(config: Config, run: Run) -> Translator:
     return Translator(model, corpus, lambda state: state.extra, heads)
 
 
-def build(config: Config, run: Run) -> Experiment:
+def build(config: Config | attention.Config, run: Run) -> Experiment:
+    if isinstance(config, attention.Config):  # that of others, with which the claims compare
+        return attention.build(config, run)
     both = translator(config, run)
     model, data = both.model, both.corpus
 
@@ -180,7 +182,91 @@ def averaged(state: State, config: Config) -> Any:
 
 
 # Claims
-CLAIMS: dict[str, Claim] = {}
+BRIEF = replace(PRESETS["small"], rate=1.0, warmup=300, **translating_claims.BRIEF)
+RECALL = {"data": "recall", "target": "en", "vocabulary": (60,), "length": 64, "batch": 32}
+RECALL |= {"steps": 600, "evaluate_every": 100}
+ARMS = {
+    "sinusoids": BRIEF,
+    "learned": replace(BRIEF, positions="learned"),
+    "none": replace(BRIEF, positions="none"),
+    "one-head": replace(BRIEF, heads=1),
+    "recurrent": attention.BRIEF,
+    "recall": replace(BRIEF, **RECALL),
+    "recall-recurrent": replace(attention.BRIEF, attend=False, **RECALL),
+}
+
+
+def arms(*names: str) -> dict[str, Any]:
+    return {name: ARMS[name] for name in names}
+
+
+def cheaper(unit: str):
+    """Perplexity: the Transformer's is lower when both have cost the same."""
+
+    def excess(by):
+        ours, theirs = translating_claims.at_equal(unit, by["sinusoids"], by["recurrent"])
+        return theirs - ours
+
+    return excess
+
+
+def fall(figures: Figures) -> float:
+    """Of the share that is right, from the shortest quarter of the strings to the longest."""
+    return figures["shortest"] - figures["longest"]
+
+
+CLAIMS = {
+    "T1": Claim(
+        says="Attention alone is at least as good as recurrence with attention, and costs less.",
+        paper="BLEU 28.4; the best recurrent ensemble 26.30, at five times the FLOPs (table 2)",
+        arms=arms("sinusoids", "recurrent"),
+        figures=translating_claims.costs,
+        inequalities={
+            "perplexity at equal seconds: lower": cheaper("s"),
+            "perplexity at equal FLOPs: lower": cheaper("TFLOP"),
+            "steps/s: more": lambda by: by["sinusoids"]["steps/s"] - by["recurrent"]["steps/s"],
+        },
+        picture=translating_claims.draw_costs,
+    ),
+    "T2": Claim(
+        says="It must know the positions, and sinusoids do as well as learned vectors.",
+        paper="BLEU 25.8 and 25.7, perplexity 4.92 both (table 3, row E)",
+        arms=arms("sinusoids", "learned", "none"),
+        figures=translating_claims.last,
+        inequalities={
+            "perplexity: none > 1.1 x sinusoids": lambda by: (
+                by["none"]["perplexity"] - 1.1 * by["sinusoids"]["perplexity"]
+            ),
+            "perplexity: learned within 5 % of sinusoids": lambda by: (
+                0.05 - abs(by["learned"]["perplexity"] / by["sinusoids"]["perplexity"] - 1)
+            ),
+        },
+        picture=translating_claims.draw,
+    ),
+    "T4": Claim(
+        says="Several heads are better than one.",
+        paper="BLEU 25.8 with 8 heads, 24.9 with one; perplexity 4.92, 5.29 (table 3, row A)",
+        arms=arms("sinusoids", "one-head"),
+        figures=translating_claims.last,
+        inequalities={
+            "perplexity: 4 heads < 1": lambda by: (
+                by["one-head"]["perplexity"] - by["sinusoids"]["perplexity"]
+            )
+        },
+        picture=translating_claims.draw,
+    ),
+    "T6": Claim(
+        says="What is far away is as near as a neighbour; in a recurrent network it is not.",
+        paper="the longest path between two words: 1 layer, and n (table 1)",
+        arms=arms("recall", "recall-recurrent"),
+        figures=translating_claims.shortest_and_longest,
+        inequalities={
+            "the Transformer falls by less than 5 points": lambda by: 0.05 - fall(by["recall"]),
+            "the recurrent network by more": lambda by: fall(by["recall-recurrent"]) - 0.05,
+        },
+        picture=translating_claims.draw,
+    ),
+}
 
 
 if __name__ == "__main__":

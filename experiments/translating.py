@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from jaxhist import UserError, decode, devices, evaluate, losses, packed, tell
@@ -64,10 +65,17 @@ def counted(batch: Batch, logits: jax.Array) -> dict[str, jax.Array]:
     }
 
 
+class Translations(NamedTuple):
+    """Of N sentences."""
+
+    texts: list[str]
+    log_probability: np.ndarray  # [N], as `decode.Decoded` has it
+
+
 def translate_with(
     translator: Translator, run: Run, beams: int, alpha: float, size: int = 100
-) -> Callable[[State, Sequence[str]], list[str]]:
-    """(state, sentences) -> translations, `size` at a time, each of the tokens of its source and
+) -> Callable[[State, Sequence[str]], Translations]:
+    """(state, sentences) -> Translations, `size` at a time, each of the tokens of its source and
     50 more at most (Vaswani et al., section 6.1)."""
     model, corpus, _, _ = translator
     mesh = devices.mesh(run.devices)
@@ -82,12 +90,12 @@ def translate_with(
 
         memory, cache = model.apply(variables, source, length, method=model.begin)
         if beams == 1:
-            return decode.greedy(next_token, memory, cache, count, length).tokens
-        return decode.beam_search(next_token, memory, cache, count, length, beams, alpha).tokens
+            return decode.greedy(next_token, memory, cache, count, length)
+        return decode.beam_search(next_token, memory, cache, count, length, beams, alpha)
 
     run_batches = evaluate.outputs(decoded, mesh, size)
 
-    def translate(state: State, sentences: Sequence[str]) -> list[str]:
+    def translate(state: State, sentences: Sequence[str]) -> Translations:
         # Sentences of a length together, since a batch takes as long as its longest; the last
         # batch is filled with its last sentence. The width is one of few, each a program.
         tokens = corpus.encode(sentences)
@@ -96,9 +104,10 @@ def translate_with(
         filled = [*order, *[order[-1]] * (-len(order) % size)]
         rows = text.padded([tokens[i] for i in filled], width)
         batches = ({"source": rows[i : i + size]} for i in range(0, len(rows), size))
-        written = run_batches(state, batches)[: len(order)]
-        found = dict(zip(order, text.decode(corpus.vocabularies()[1], written), strict=True))
-        return [found[i] for i in range(len(order))]
+        written = run_batches(state, batches)
+        back = np.argsort(order)
+        texts = text.decode(corpus.vocabularies()[1], written.tokens[back])
+        return Translations(texts, written.log_probability[back])
 
     return translate
 
@@ -129,7 +138,7 @@ def command(translator_of: Callable[[Any, Run], Translator], alpha: float = 0.0)
             raise UserError("there is nothing to translate: a sentence is empty, or there is none")
         translator = translator_of(config, run)
         search = translate_with(translator, run, beams, alpha, min(len(lines), 100))
-        for line in search(state, lines):
+        for line in search(state, lines).texts:
             tell(line)
 
     return translate

@@ -52,11 +52,11 @@ def tests(
         }
 
     def validate(state: State):
-        return scores(state, "validation", greedy(state, corpus.pairs("validation").source))
+        return scores(state, "validation", greedy(state, corpus.pairs("validation").source).texts)
 
     def test(state: State):
         sources, references = corpus.pairs("test")
-        translations = searched(state, sources)
+        translations = searched(state, sources).texts
         if corpus.score == "BLEU":
             tell(f"BLEU      {evaluate.bleu(translations, references).signature}, {beams} beams")
         by_length = evaluate.by_length(MEASURES[corpus.score], sources, translations, references)

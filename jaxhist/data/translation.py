@@ -1,7 +1,9 @@
-"""Sentences and their translations: number words without end, and TFDS data sets."""
+"""Sentences and their translations: number words and strings without end, and TFDS data sets."""
 
 import functools
 import itertools
+import string
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -18,7 +20,7 @@ from jaxhist.data import batches, prepared, text
 from jaxhist.data.text import Row
 
 DIGITS = 6  # of the largest numbers
-HELD_OUT = 500  # numbers to validate on, and as many others to test on
+HELD_OUT = 500  # pairs to validate on, and as many others to test on, of those that are drawn
 
 
 class Pairs(NamedTuple):
@@ -57,7 +59,7 @@ def named(
     """A corpus in batches.
 
     Args:
-      name: "numbers", or a TFDS data set with a text in each language.
+      name: "numbers", "recall", or a TFDS data set with a text in each language.
       languages: of the source and of the target, such as ("en", "de"); they may be the same.
       vocabulary: how many sub-words both have together, or how many words each has.
       batch: rows in a training batch.
@@ -73,10 +75,12 @@ def named(
     """
     if len(vocabulary) not in (1, 2) or min(vocabulary) < 4:
         raise UserError(f"a vocabulary is one number of sub-words, or two of words: {vocabulary}")
+    drawn = None
     if name == "numbers":
-        pairs = numbers(languages)
-    else:
-        pairs = from_tfds(name, languages)
+        drawn = numbers(languages)
+    elif name == "recall":
+        drawn = recall
+    pairs = from_tfds(name, languages) if drawn is None else sampled(drawn)
     vocabularies = _vocabularies(lambda: pairs("train"), vocabulary, workdir)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
@@ -92,12 +96,11 @@ def named(
             tell(f"{longer} training pairs are longer than {length} tokens and left out")
         return arrays
 
-    def row_of_numbers(_: int, random: np.random.Generator) -> Batch:
+    def drawn_row(_: int, random: np.random.Generator) -> Batch:
         """As many pairs as there is room for."""
         row = Row(length)
         while True:
-            number = draw("train", random)
-            source, target = ([spell(number, language)] for language in languages)
+            source, target = ([one] for one in of_split("train", drawn, random))
             (source,), (target,) = encode(source), text.encode(vocabularies()[1], target)
             if not row.takes(source, target):
                 return {
@@ -111,10 +114,10 @@ def named(
         return range(1 << 20)
 
     unchanged = lambda batch, key: batch
-    if name == "numbers":
-        train = batches.streamed(endless, row_of_numbers, batch, seed, mesh, unchanged)
-    else:
+    if drawn is None:
         train = batches.on_device(packed_train, batch, seed, mesh, unchanged)
+    else:
+        train = batches.streamed(endless, drawn_row, batch, seed, mesh, unchanged)
     shape = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     return Parallel(
         {"source": shape, "target": shape},
@@ -124,7 +127,7 @@ def named(
         vocabularies,
         encode,
         # Numbers are right or wrong; and in German they are one word, of which BLEU says nothing.
-        "exact" if name == "numbers" else "BLEU",
+        "BLEU" if drawn is None else "exact",
     )
 
 
@@ -142,6 +145,22 @@ def _vocabularies(
     return lambda: (source(), target())
 
 
+Draw = Callable[[np.random.Generator], tuple[str, str]]  # a pair, one of many
+
+
+def numbers(languages: tuple[str, str]) -> Draw:
+    """Numbers in words: first how many digits, each as likely, then which number."""
+
+    def draw(random):
+        digits = int(random.integers(1, DIGITS + 1))
+        number = int(random.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
+        return tuple(spell(number, language) for language in languages)
+
+    for language in languages:
+        spell(0, language)
+    return draw
+
+
 def spell(number: int, language: str) -> str:
     """In words, by num2words.
 
@@ -154,32 +173,33 @@ def spell(number: int, language: str) -> str:
         raise UserError(f"num2words does not know the language {language!r}") from error
 
 
-def split_of(number: int) -> str:
-    """A sixteenth of the numbers is for validation, another for the test; no training batch has
-    them. Multiplication spreads them evenly (Knuth's hash)."""
-    return {0: "test", 1: "validation"}.get((number * 2654435761 % 2**32) >> 28, "train")
+def recall(random: np.random.Generator) -> tuple[str, str]:
+    """5 to 60 letters, and the first of them: what is asked for is as far away as the string is
+    long."""
+    letters = random.choice(list(string.ascii_lowercase), random.integers(5, 61))
+    return " ".join(letters), str(letters[0])
 
 
-def draw(split: str, random: np.random.Generator) -> int:
-    """A number of the split: first how many digits, each as likely, then which."""
+def of_split(split: str, draw: Draw, random: np.random.Generator) -> tuple[str, str]:
+    """A pair of a split. A sixteenth of the sources is for validation, another for the test; no
+    training batch has them."""
     while True:
-        digits = int(random.integers(1, DIGITS + 1))
-        number = int(random.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
-        if split_of(number) == split:
-            return number
+        source, target = draw(random)
+        part = zlib.crc32(source.encode()) >> 28  # spreads them evenly
+        if {0: "test", 1: "validation"}.get(part, "train") == split:
+            return source, target
 
 
-def numbers(languages: tuple[str, str]) -> Callable[[str], Pairs]:
-    """Numbers in words. The pairs of "train" are a sample, from which a vocabulary is made."""
-    for language in languages:
-        spell(0, language)
+def sampled(draw: Draw) -> Callable[[str], Pairs]:
+    """Pairs of each split; those of "train" are a sample, from which a vocabulary is made."""
 
     @functools.cache
     def pairs(split: str) -> Pairs:
         random, chosen = np.random.default_rng(0), {}
         while len(chosen) < (4 if split == "train" else 1) * HELD_OUT:
-            chosen[draw(split, random)] = None  # a dict keeps the order
-        return Pairs(*([spell(number, language) for number in chosen] for language in languages))
+            source, target = of_split(split, draw, random)
+            chosen[source] = target
+        return Pairs(list(chosen), list(chosen.values()))
 
     return pairs
 
