@@ -191,7 +191,7 @@ ARMS = {
     "none": replace(BRIEF, positions="none"),
     "one-head": replace(BRIEF, heads=1),
     "recurrent": attention.BRIEF,
-    "recall": replace(BRIEF, **RECALL),
+    "recall": replace(BRIEF, layers=1, **RECALL),  # as many parameters as the other
     "recall-recurrent": replace(attention.BRIEF, attend=False, **RECALL),
 }
 

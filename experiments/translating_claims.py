@@ -137,16 +137,15 @@ def alignment(translator_of: TranslatorOf, trained: Trained) -> Figures:
     }
 
 
-def seconds(trained: Trained, step: int) -> float:
+def seconds(lines: list[dict], step: int) -> float:
     """Of training, evaluations not counted, until a step."""
-    lines = [line for line in trained.lines if line.get("phase") == "train"]
-    each = np.mean([line["speed"]["seconds/step"] for line in lines if line["step"] <= step])
-    return float(step * each)
+    trained = [line for line in lines if line.get("phase") == "train" and line["step"] <= step]
+    return step * float(np.mean([line["speed"]["seconds/step"] for line in trained]))
 
 
-def teraflops(trained: Trained, step: int) -> float:
+def teraflops(lines: list[dict], step: int) -> float:
     """Of training, until a step."""
-    speed = next(line["speed"] for line in trained.lines if line.get("phase") == "train")
+    speed = next(line["speed"] for line in lines if line.get("phase") == "train")
     return step * speed["FLOP/s"] * speed["seconds/step"] / 1e12
 
 
@@ -158,9 +157,9 @@ def costs(trained: Trained) -> Figures:
     figures = {}
     for line in evaluations(trained):
         step = line["step"]
-        figures |= {f"{unit} {step}": cost(trained, step) for unit, cost in COSTS.items()}
+        figures |= {f"{unit} {step}": cost(trained.lines, step) for unit, cost in COSTS.items()}
         figures[f"perplexity {step}"] = line["perplexity"]
-    return {**figures, "steps/s": step / seconds(trained, step)}
+    return {**figures, "steps/s": step / seconds(trained.lines, step)}
 
 
 def at_equal(unit: str, one: Figures, other: Figures) -> tuple[float, float]:
@@ -207,7 +206,7 @@ def draw_costs(trained: dict[str, list[Trained]], figure: Figure):
         for number, (arm, runs) in enumerate(trained.items()):
             for run in runs:
                 lines = evaluations(run)
-                x = [cost(run, line["step"]) for line in lines]
+                x = [cost(run.lines, line["step"]) for line in lines]
                 label = arm if run is runs[0] else None
                 axes.plot(x, [line["perplexity"] for line in lines], f"C{number}", label=label)
         axes.set(xlabel=unit, ylabel="perplexity of a token", yscale="log", xlim=(0, None))
