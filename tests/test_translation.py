@@ -110,6 +110,16 @@ def test_numbers_are_in_words_and_held_out(numbers):
     assert shares < 0.25
 
 
+def test_strings_are_to_be_copied():
+    letters = corpus("copying", vocabulary=(60,), length=128)
+    source, target = letters.pairs("test")
+    assert source == target and not set(source) & set(letters.pairs("validation").source)
+    lengths = [len(one.split()) for one in source]
+    assert min(lengths) < 8 and max(lengths) > 57
+    tokens = letters.encode(source)
+    assert [len(one) for one in tokens] == [length + 1 for length in lengths]
+
+
 def test_a_batch_is_a_function_of_the_seed_and_the_step(numbers):
     batch = lambda corpus, step: jax.device_get(corpus.train(step, None))
     want = batch(numbers, 3)
