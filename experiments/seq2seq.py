@@ -28,7 +28,7 @@ from jaxhist.train import Experiment, Run
 class Config:
     """Section 3. Not in the paper: sub-words, Adam, dropout, and so the sizes, but for `paper`."""
 
-    data: str = "numbers"  # in words, "copying", or any TFDS set with a text in each language
+    data: str = "numbers"  # in words, "recall", or any TFDS set with a text in each language
     source: str = "en"
     target: str = "de"
     vocabulary: tuple[int, ...] = (120,)  # sub-words of both languages, or the words of each

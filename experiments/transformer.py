@@ -29,7 +29,7 @@ from jaxhist.train import Experiment, Run
 class Config:
     """Section 5. The sizes are the paper's in `paper` and `big`."""
 
-    data: str = "numbers"  # in words, "copying", or any TFDS set with a text in each language
+    data: str = "numbers"  # in words, "recall", or any TFDS set with a text in each language
     source: str = "en"
     target: str = "de"
     vocabulary: tuple[int, ...] = (120,)  # sub-words of both languages
@@ -183,16 +183,16 @@ def averaged(state: State, config: Config) -> Any:
 
 # Claims
 BRIEF = replace(PRESETS["small"], rate=1.0, warmup=300, **translating_claims.BRIEF)
-COPYING = {"data": "copying", "target": "en", "vocabulary": (60,), "length": 64, "batch": 32}
-COPYING |= {"steps": 900, "evaluate_every": 150}
+RECALL = {"data": "recall", "target": "en", "vocabulary": (60,), "length": 64, "batch": 32}
+RECALL |= {"steps": 600, "evaluate_every": 150}
 ARMS = {
     "sinusoids": BRIEF,
     "learned": replace(BRIEF, positions="learned"),
     "none": replace(BRIEF, positions="none"),
     "one-head": replace(BRIEF, heads=1),
     "recurrent": attention.BRIEF,
-    "copying": replace(BRIEF, layers=1, **COPYING),  # as many parameters as the other
-    "copying-recurrent": replace(attention.BRIEF, attend=False, **COPYING),
+    "recall": replace(BRIEF, layers=1, **RECALL),  # as many parameters as the other
+    "recall-recurrent": replace(attention.BRIEF, attend=False, **RECALL),
 }
 
 
@@ -258,11 +258,11 @@ CLAIMS = {
     "T6": Claim(
         says="What is far away is as near as a neighbour; in a recurrent network it is not.",
         paper="the longest path between two words: 1 layer, and n (table 1)",
-        arms=arms("copying", "copying-recurrent"),
+        arms=arms("recall", "recall-recurrent"),
         figures=translating_claims.shortest_and_longest,
         inequalities={
-            "the Transformer falls by less than 5 points": lambda by: 0.05 - fall(by["copying"]),
-            "the recurrent network by more": lambda by: fall(by["copying-recurrent"]) - 0.05,
+            "the Transformer falls by less than 5 points": lambda by: 0.05 - fall(by["recall"]),
+            "the recurrent network by more": lambda by: fall(by["recall-recurrent"]) - 0.05,
         },
         picture=translating_claims.draw,
     ),

@@ -44,7 +44,9 @@ def last(trained: Trained) -> Figures:
 def by_quarter(line: dict) -> dict[str, float]:
     """How good translations are, by the words of the source, the shortest quarter first. From the
     test line of a log, whose names are such as "BLEU of 10 to 12 words"."""
-    names = sorted((n for n in line if " of " in n), key=lambda name: int(name.split()[2]))
+    names = sorted(
+        (n for n in line if " of " in n), key=lambda name: int(name.partition(" of ")[2].split()[0])
+    )
     return {name.partition(" of ")[2].removesuffix(" words"): line[name] for name in names}
 
 

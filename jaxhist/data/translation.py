@@ -59,7 +59,7 @@ def named(
     """A corpus in batches.
 
     Args:
-      name: "numbers", "copying", or a TFDS data set with a text in each language.
+      name: "numbers", "recall", or a TFDS data set with a text in each language.
       languages: of the source and of the target, such as ("en", "de"); they may be the same.
       vocabulary: how many sub-words both have together, or how many words each has.
       batch: rows in a training batch.
@@ -78,8 +78,8 @@ def named(
     drawn = None
     if name == "numbers":
         drawn = numbers(languages)
-    elif name == "copying":
-        drawn = copying
+    elif name == "recall":
+        drawn = recall
     pairs = from_tfds(name, languages) if drawn is None else sampled(drawn)
     vocabularies = _vocabularies(lambda: pairs("train"), vocabulary, workdir)
 
@@ -173,11 +173,11 @@ def spell(number: int, language: str) -> str:
         raise UserError(f"num2words does not know the language {language!r}") from error
 
 
-def copying(random: np.random.Generator) -> tuple[str, str]:
-    """5 to 60 letters, to be written once more: what is asked for is as far away as the string is
+def recall(random: np.random.Generator) -> tuple[str, str]:
+    """5 to 60 letters, and the first of them: what is asked for is as far away as the string is
     long."""
     letters = random.choice(list(string.ascii_lowercase), random.integers(5, 61))
-    return " ".join(letters), " ".join(letters)
+    return " ".join(letters), str(letters[0])
 
 
 def of_split(split: str, draw: Draw, random: np.random.Generator) -> tuple[str, str]:
