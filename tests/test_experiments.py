@@ -45,8 +45,8 @@ EVERY = pytest.mark.parametrize(
         tiny(dqn, "small", memory=200, begin=8, rounds=4, most=30),
         tiny(gan, "small", widths=(16,), units=4, samples=200),
         tiny(googlenet, "small"),
-        tiny(seq2seq, "small", vocabulary=(60,), n=8, length=40, beams=2),
-        tiny(attention, "small", vocabulary=(60,), n=8, m=4, l=4, length=40, beams=2),
+        tiny(seq2seq, "small", vocabulary=(60,), n=8, layers=1, length=32, beams=1),
+        tiny(attention, "small", vocabulary=(60,), n=8, m=4, l=4, length=32, beams=1),
         tiny(
             transformer,
             "small",
@@ -54,7 +54,7 @@ EVERY = pytest.mark.parametrize(
             layers=1,
             width=16,
             hidden=16,
-            length=40,
+            length=32,
             beams=2,
         ),
         tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
@@ -64,15 +64,22 @@ EVERY = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """What measures samples learns for an epoch, and few numbers are translated."""
+    """Programs that run for so short a time are not worth optimizing. What measures samples learns
+    for an epoch, and the numbers to be translated are few and short."""
     monkeypatch.setattr(gan_samples, "SEEN", 1)
     monkeypatch.setattr(translation, "HELD_OUT", 16)
+    monkeypatch.setattr(translation, "DIGITS", 4)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @EVERY
 def test_one_step_on_1_and_8_devices_agrees(module, config):
     key, results = keys(0), []
-    init = jax.jit(module.build(config, Run(devices=1)).init)
+    # As the trainer does, so that both tests compile it once.
+    init = module.build(config, Run(devices=1)).init
+    init = jax.jit(init, out_shardings=devices.whole(devices.mesh(1)))
     before = jax.device_get(init(key.init))
     for count in (1, 8):
         mesh = devices.mesh(count)
