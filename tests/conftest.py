@@ -42,6 +42,14 @@ def command(tmp_path):
     return run
 
 
+@pytest.fixture(scope="module")
+def compiled_fast():
+    """Programs that run for so short a time are not worth optimizing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def popen_arguments(arguments, environment=None) -> dict:
     return {
         "args": [sys.executable, "-m", "experiments.resnet", *map(str, arguments)],

@@ -25,6 +25,8 @@ from jaxhist.checkpoint import Checkpoints
 from jaxhist.data import translation
 from jaxhist.train import Run, train
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 BRIEF = {"batch": 16, "steps": 6, "evaluate_every": 3}
 
 
@@ -64,14 +66,10 @@ EVERY = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """Programs that run for so short a time are not worth optimizing. What measures samples learns
-    for an epoch, and the numbers to be translated are few and short."""
+    """What measures samples learns for an epoch; numbers to be translated are few and short."""
     monkeypatch.setattr(gan_samples, "SEEN", 1)
     monkeypatch.setattr(translation, "HELD_OUT", 16)
     monkeypatch.setattr(translation, "DIGITS", 4)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @EVERY

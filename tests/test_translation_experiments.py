@@ -24,14 +24,12 @@ SMALL = dataclasses.replace(transformer.PRESETS["small"], layers=1, width=16, hi
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short():
-    """Numbers of few digits, few of them held out, and programs that are compiled fast."""
+def short(compiled_fast):
+    """Numbers of few digits, few of them held out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(translation, "HELD_OUT", 16)
         patch.setattr(translation, "DIGITS", 4)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array]:
     Returns:
       [B, T, H, K], and the weights [B, H, T, S].
     """
-    logits = jnp.einsum("bthk,bshk->bhts", q, k).astype(jnp.float32) / math.sqrt(q.shape[-1])
+    logits = _wide(jnp.einsum("bthk,bshk->bhts", q, k)) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -1e9))  # finite: a row may see none
     return jnp.einsum("bhts,bshk->bthk", weights.astype(v.dtype), v), weights
 
@@ -201,8 +201,7 @@ class Transformer(nn.Module):
         return x
 
     def predict(self, x: Array) -> Array:
-        logits = self.embedding.attend(x)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return _wide(self.embedding.attend(x))
 
     def __call__(self, source: Array, target: Array, *, train: bool) -> Array:
         encoded = self.encode(source, train)
@@ -240,3 +239,8 @@ class Transformer(nn.Module):
             )
             x = layer(x, new[-1], mask, source, source_mask, False)
         return self.predict(x)[:, 0], new
+
+
+def _wide(x: Array) -> Array:
+    """At least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
