@@ -43,11 +43,10 @@ def last(trained: Trained) -> Figures:
 
 def by_quarter(line: dict) -> dict[str, float]:
     """How good translations are, by the words of the source, the shortest quarter first. From the
-    test line of a log, whose names are such as "BLEU of 10 to 12 words"."""
-    names = sorted(
-        (n for n in line if " of " in n), key=lambda name: int(name.partition(" of ")[2].split()[0])
-    )
-    return {name.partition(" of ")[2].removesuffix(" words"): line[name] for name in names}
+    test line of a log, whose names are such as "lengths 10 to 12"."""
+    names = [name for name in line if name.startswith("lengths ")]
+    names.sort(key=lambda name: int(name.split()[1]))
+    return {name.removeprefix("lengths "): line[name] for name in names}
 
 
 def shortest_and_longest(trained: Trained) -> Figures:
@@ -195,7 +194,7 @@ def draw_lengths(axes: Axes, tests: dict[str, list[dict]]):
         values = np.array([list(by_quarter(line).values()) for line in lines])
         axes.plot(parts, values.mean(0), f"C{number}", label=arm)
         axes.plot(parts, values.T, f"C{number}o", alpha=0.5, markersize=4)
-    measure = next(name for name in lines[0] if " of " in name).partition(" of ")[0]
+    measure = next(name for name in ("BLEU", "exact") if name in lines[0])
     axes.set(ylabel=f"{measure}, test data", xlabel="words of the source", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -63,7 +63,7 @@ def tests(
         pictures = {"lengths": plots.bars(by_length, corpus.score, "words of the source")}
         if panels is not None:
             pictures["attention"] = picture(translator, state, sources, translations)
-        lengths = {f"{corpus.score} of {words} words": value for words, value in by_length.items()}
+        lengths = {f"lengths {words}": value for words, value in by_length.items()}
         return scores(state, "test", translations) | lengths | pictures
 
     return validate, test

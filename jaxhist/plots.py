@@ -45,7 +45,9 @@ def curves(workdir: epath.Path):
             axes.plot(
                 *np.transpose(points), label=f"{setting} {label}".strip(), **styles[phase] | color
             )
-        if "loss" in metric and min(value for p in of_metric.values() for _, value in p) > 0:
+        if ("loss" in metric or metric == "perplexity") and min(
+            value for p in of_metric.values() for _, value in p
+        ) > 0:
             axes.set_yscale("log")
         axes.set(title=metric, xlabel="step")
         axes.grid(alpha=0.3)

@@ -36,7 +36,7 @@ def test_two_runs_are_compared_where_they_have_cost_the_same():
 
 
 TEST = {"step": 30, "phase": "test", "BLEU": 20.0, "perplexity": 9.0}
-BY_LENGTH = {"BLEU of 10 to 12 words": 15.0, "BLEU of 4 to 9 words": 30.0, "BLEU of 13 words": 1.0}
+BY_LENGTH = {"lengths 10 to 12": 15.0, "lengths 13": 1.0, "lengths 4 to 9": 30.0}
 
 
 def test_lengths_are_in_their_order():
