@@ -132,9 +132,11 @@ def alignment(translator_of: TranslatorOf, trained: Trained) -> Figures:
     T = (target != packed.PAD).sum(1, keepdims=True)
     real = target != packed.PAD
     at = np.broadcast_to(np.arange(target.shape[1]), target.shape)
+    here, there = (at / T)[real], (place / S)[real]
     return {
         "largest weight x S / 2": float((weight * S / 2)[real].mean()),
-        "correlation": float(np.corrcoef((at / T)[real], (place / S)[real])[0, 1]),
+        # 0 where it never moves.
+        "correlation": float(np.corrcoef(here, there)[0, 1]) if np.ptp(there) > 0 else 0.0,
     }
 
 

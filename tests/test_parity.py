@@ -27,7 +27,7 @@ REAL = TARGET != packed.PAD
 
 @pytest.fixture(autouse=True)
 def double():
-    """In float64, but for the weights of attention, which are float32: so within 1e-6."""
+    """In float64."""
     torch.manual_seed(0)
     with jax.enable_x64(True):
         yield
@@ -37,7 +37,7 @@ def agree(one, other):
     """Trees of arrays, of the same structure."""
     array = lambda leaf: leaf.detach().numpy() if isinstance(leaf, torch.Tensor) else leaf
     one, other = jax.tree.map(array, one), jax.tree.map(array, other)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), one, other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), one, other)
 
 
 def normal(*shape):

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import attention, seq2seq, transformer, translating
-from jaxhist import UserError, cli, devices, plots
+from experiments import attention, seq2seq, transformer, translating, translating_claims
+from jaxhist import UserError, cli, devices, log, plots
 from jaxhist.algorithm import State, keys
+from jaxhist.checkpoint import tested
+from jaxhist.claims import Trained
 from jaxhist.data import text, translation
 from jaxhist.packed import EOS, PAD
 from jaxhist.train import Run, train
@@ -185,6 +187,30 @@ def test_what_cannot_be_translated_is_one_line(
     out, error = capsys.readouterr()
     assert (stop.value.code, out) == (1, "")
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+
+
+# Figures of claims
+
+
+def test_what_claims_measure(trained, monkeypatch):
+    """Sentences in rows of their own have the perplexity that they have in rows with others."""
+    config, run = trained[0], dataclasses.replace(trained[1], devices=0)
+    init = attention.build(config, run).init
+    one = Trained(config, run, log.read(run.workdir), lambda: tested(run.workdir, init))
+    parts = {"up to 3": (1, 3), "more": (4, 1000)}
+    monkeypatch.setattr(translating_claims, "LENGTHS", parts)
+    by_length = translating_claims.by_length(attention.translator, one)
+    assert by_length.keys() == {
+        f"{metric} {part}".strip() for metric in ("BLEU", "perplexity") for part in ("", *parts)
+    }
+    np.testing.assert_allclose(by_length["perplexity"], one.lines[-1]["perplexity"], rtol=1e-4)
+    perplexities = [by_length[f"perplexity {part}"] for part in parts]
+    assert min(perplexities) < by_length["perplexity"] < max(perplexities)
+    beams = translating_claims.beams(attention.translator, (1, 2), one)
+    assert beams.keys() == {"BLEU 1", "log P 1", "BLEU 2", "log P 2"} and beams["log P 1"] < 0
+    alignment = translating_claims.alignment(attention.translator, one)
+    # It looks at everything alike, as yet: the largest weight is 1 / S, or little more.
+    assert 0.5 < alignment["largest weight x S / 2"] < 0.55 and abs(alignment["correlation"]) < 1
 
 
 # Pictures
