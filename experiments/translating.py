@@ -51,11 +51,19 @@ def sizes(vocabulary: tuple[int, ...]) -> tuple[int, int]:
     return vocabulary[0], vocabulary[-1]
 
 
+def guessed(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """Whether the target is the most probable token. [..., V], [...] -> [...]
+
+    By the maximum: `argmax` over thousands of tokens takes XLA's CPU backend a tenth of a step.
+    """
+    return jnp.take_along_axis(logits, target[..., None], -1)[..., 0] == logits.max(-1)
+
+
 def counted(batch: Batch, logits: jax.Array) -> dict[str, jax.Array]:
     """Metrics of a training batch: `padding` is its share of all tokens."""
     target, real = batch["target"], batch["target"] != packed.PAD
     values = losses.categorical_cross_entropy(logits, target)
-    right = losses.per_real(1.0 * (logits.argmax(-1) == target), real).mean()
+    right = losses.per_real(1.0 * guessed(logits, target), real).mean()
     every = jnp.stack([batch["source"], target])
     return {
         "perplexity": jnp.exp(losses.per_real(values, real).mean()),
