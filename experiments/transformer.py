@@ -75,10 +75,9 @@ PRESETS = {
     "multi30k": Config(
         data="multi30k/de-en",
         vocabulary=(4000,),
-        layers=4,
-        dropout=0.3,
-        rate=2.0,
-        warmup=1000,
+        layers=3,
+        rate=1.0,
+        warmup=400,
         average=5,
         average_every=100,
         length=48,
