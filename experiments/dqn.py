@@ -317,6 +317,7 @@ def filming(config: Config | Atari) -> Callable[..., np.ndarray]:
 
 def watch(
     config: Config | Atari,
+    run: Run,
     state: State,
     film: str = "film.gif",
     seed: int = 0,
@@ -326,6 +327,7 @@ def watch(
 
     Args:
       config: of the run.
+      run: the run.
       state: that was tested.
       film: the file to write.
       seed: of the game.

@@ -47,7 +47,7 @@ def main(
       build: (config, run) -> Experiment. Reads no data before the experiment is asked for some.
       presets: name -> config, an instance of a frozen dataclass; the first is the default.
       claims: name -> claim, such as R1.
-      commands: name -> (config, state, **options) -> None, what else can be done with a run's
+      commands: name -> (config, run, state, **options) -> None, what else can be done with a run's
         checkpoint. The options are the function's, with their types and what it says of them.
     """
     commands = commands or {}
@@ -104,7 +104,8 @@ class _Script:
             return 0
         if len(arguments) != 1 or arguments[0].startswith("-"):
             raise _UsageError(usage)
-        _, experiment, state = self._trained(*arguments)
+        config, run, state = self._trained(*arguments)
+        experiment = self.build(config, run)
         measured = {"evaluate": experiment.evaluate(state), "test": experiment.test(state)}
         scalars = {phase: log.scalars(metrics) for phase, metrics in measured.items()}
         print(json.dumps({"step": int(state.step), **scalars}))
@@ -114,12 +115,11 @@ class _Script:
         program = f"python -m experiments.{self.name} {name} DIR"
         function = self.commands[name]
         if {"-h", "--help"} & set(arguments):
-            tyro.cli(partial(function, None, None), prog=program, args=["--help"])
+            tyro.cli(partial(function, None, None, None), prog=program, args=["--help"])
         if not arguments or arguments[0].startswith("-"):
             raise _UsageError(f"{program} [OPTIONS]")
         workdir, *options = arguments
-        config, _, state = self._trained(workdir)
-        tyro.cli(partial(function, config, state), prog=program, args=options)
+        tyro.cli(partial(function, *self._trained(workdir)), prog=program, args=options)
         return 0
 
     def describe(self, arguments: list[str]) -> int:
@@ -203,14 +203,14 @@ class _Script:
         chosen = tyro.cli(both, prog=program, args=arguments, description="")
         return chosen.config, chosen.run
 
-    def _trained(self, workdir: str) -> tuple[Any, Experiment, State]:
-        """The configuration of a run, its experiment, and the state that was tested."""
+    def _trained(self, workdir: str) -> tuple[Any, Run, State]:
+        """The configuration of a run, the run, and the state that was tested."""
         header = log.read(workdir)[0]
         if header["experiment"] != self.name:
             raise UserError(f"{workdir} holds a run of {header['experiment']}, not of {self.name}")
         config = self._config(header["config"])
-        experiment = self.build(config, Run(workdir=workdir, seed=header["seed"]))
-        return config, experiment, tested(workdir, experiment.init)
+        run = Run(workdir=workdir, seed=header["seed"])
+        return config, run, tested(workdir, self.build(config, run).init)
 
     def _config(self, saved: dict) -> Any:
         for config in self.presets.values():

@@ -37,6 +37,29 @@ def categorical_cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
+def smoothed_cross_entropy(logits: jax.Array, label: jax.Array, epsilon: float) -> jax.Array:
+    """-sum_k q_k log softmax(z)_k, q_k = (1 - epsilon) [k = y] + epsilon / K.
+
+    [..., K], integers [...] -> [...]. Szegedy et al., arXiv:1512.00567, section 7. It is at least
+    the entropy of q.
+    """
+    plain = categorical_cross_entropy(logits, label)
+    logits = _wide(logits)
+    uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(-1)
+    return (1 - epsilon) * plain + epsilon * uniform
+
+
+def per_real(values: jax.Array, real: jax.Array, count: jax.Array | None = None) -> jax.Array:
+    """Values whose mean is the sum of the real ones over `count`. [...], bool [...] -> [...]
+
+    So padding counts for nothing: neither in the sum nor, if `count` is not given, in the number of
+    values. With the number of sentences as `count`, it is the mean over those.
+    """
+    _same_shape(values, real)
+    count = real.sum() if count is None else count
+    return jnp.where(real, values, 0) * (values.size / jnp.maximum(count, 1))
+
+
 def bernoulli_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
     """sum_i -y_i log s(z_i) - (1 - y_i) log(1 - s(z_i)), y in [0, 1]. [B, ...], [B, ...] -> [B]
 

@@ -45,7 +45,9 @@ def curves(workdir: epath.Path):
             axes.plot(
                 *np.transpose(points), label=f"{setting} {label}".strip(), **styles[phase] | color
             )
-        if "loss" in metric and min(value for p in of_metric.values() for _, value in p) > 0:
+        if ("loss" in metric or metric == "perplexity") and min(
+            value for p in of_metric.values() for _, value in p
+        ) > 0:
             axes.set_yscale("log")
         axes.set(title=metric, xlabel="step")
         axes.grid(alpha=0.3)
@@ -163,6 +165,44 @@ def scatter(places: np.ndarray, label: np.ndarray, names: Sequence[str], title: 
         axes.plot(*places[label == index].T, ".", markersize=5, label=name, color=f"C{index}")
     axes.set(xticks=[], yticks=[], title=title)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+    return _pixels(figure)
+
+
+def attention(
+    panels: dict[str, np.ndarray], source: Sequence[str], target: Sequence[str]
+) -> np.ndarray:
+    """What is looked at while a sentence is written: white is 1, black 0.
+
+    Args:
+      panels: title -> weights [T, S], side by side.
+      source, target: the S and the T tokens.
+
+    Returns:
+      [H, W, 3] uint8.
+    """
+    rows = -(-len(panels) // 4)
+    columns = -(-len(panels) // rows)
+    width, height = 0.2 * len(source) + 1.6, 0.2 * len(target) + 1.6
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained", dpi=100)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for one in axes[len(panels) :]:
+        one.remove()
+    for one, (title, weights) in zip(axes, panels.items(), strict=False):
+        one.imshow(weights, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        one.set_xticks(range(len(source)), source, rotation=90, fontsize=8)
+        one.set_yticks(range(len(target)), target, fontsize=8)
+        one.xaxis.tick_top()
+        one.set_xlabel(title)
+        one.tick_params(length=0)
+    return _pixels(figure)
+
+
+def bars(values: dict[str, float], title: str, xlabel: str) -> np.ndarray:
+    """A bar for each value, under its name. -> [H, W, 3] uint8"""
+    figure = Figure(figsize=(6, 4), layout="constrained", dpi=100)
+    axes = figure.subplots()
+    axes.bar_label(axes.bar(values.keys(), values.values(), color="tab:blue"), fmt="%.3g")
+    axes.set(title=title, xlabel=xlabel, ylim=(0, None))
     return _pixels(figure)
 
 

@@ -12,11 +12,14 @@ import pytest
 import tensorflow_datasets as tfds
 
 # Most of the time goes into compiling: all processes of a test session share what they compile.
-# (pytest-xdist's workers find the directory in the environment.)
+# (pytest-xdist's workers and the commands find the directory in the environment, which this process
+# has read before.)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="jaxhist-test-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -37,6 +40,14 @@ def command(tmp_path):
         return process
 
     return run
+
+
+@pytest.fixture(scope="module")
+def compiled_fast():
+    """Programs that run for so short a time are not worth optimizing."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def popen_arguments(arguments, environment=None) -> dict:

@@ -6,11 +6,26 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import adam, alexnet, dqn, gan, gan_samples, googlenet, regression, simclr
+from experiments import (
+    adam,
+    alexnet,
+    attention,
+    dqn,
+    gan,
+    gan_samples,
+    googlenet,
+    regression,
+    seq2seq,
+    simclr,
+    transformer,
+)
 from jaxhist import devices, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
+from jaxhist.data import translation
 from jaxhist.train import Run, train
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 BRIEF = {"batch": 16, "steps": 6, "evaluate_every": 3}
 
@@ -32,6 +47,18 @@ EVERY = pytest.mark.parametrize(
         tiny(dqn, "small", memory=200, begin=8, rounds=4, most=30),
         tiny(gan, "small", widths=(16,), units=4, samples=200),
         tiny(googlenet, "small"),
+        tiny(seq2seq, "small", vocabulary=(60,), n=8, layers=1, length=32, beams=1),
+        tiny(attention, "small", vocabulary=(60,), n=8, m=4, l=4, length=32, beams=1),
+        tiny(
+            transformer,
+            "small",
+            vocabulary=(60,),
+            layers=1,
+            width=16,
+            hidden=16,
+            length=32,
+            beams=2,
+        ),
         tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
     ],
 )
@@ -39,14 +66,18 @@ EVERY = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """What measures samples learns for an epoch."""
+    """What measures samples learns for an epoch; numbers to be translated are few and short."""
     monkeypatch.setattr(gan_samples, "SEEN", 1)
+    monkeypatch.setattr(translation, "HELD_OUT", 16)
+    monkeypatch.setattr(translation, "DIGITS", 4)
 
 
 @EVERY
 def test_one_step_on_1_and_8_devices_agrees(module, config):
     key, results = keys(0), []
-    init = jax.jit(module.build(config, Run(devices=1)).init)
+    # As the trainer does, so that both tests compile it once.
+    init = module.build(config, Run(devices=1)).init
+    init = jax.jit(init, out_shardings=devices.whole(devices.mesh(1)))
     before = jax.device_get(init(key.init))
     for count in (1, 8):
         mesh = devices.mesh(count)

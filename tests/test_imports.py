@@ -10,7 +10,20 @@ import jaxhist
 PACKAGE = Path(jaxhist.__file__).parent
 
 # The history of the field: a model imports from models of earlier papers alone.
-HISTORY = ["alexnet", "dqn", "gan", "googlenet", "adam", "dcgan", "resnet", "resnet_v2", "simclr"]
+HISTORY = [
+    "alexnet",
+    "dqn",
+    "gan",
+    "seq2seq",
+    "attention",
+    "googlenet",
+    "adam",
+    "dcgan",
+    "resnet",
+    "resnet_v2",
+    "transformer",
+    "simclr",
+]
 
 
 def imported(path):

@@ -54,6 +54,34 @@ def test_categorical_cross_entropy_ignores_a_shift_of_all_logits():
     np.testing.assert_allclose(a, b, rtol=1e-4)
 
 
+def test_smoothed_cross_entropy_is_numpys():
+    z, y = rng.normal(size=(B, 3, K)), rng.integers(K, size=(B, 3))
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    q = 0.9 * np.eye(K)[y] + 0.1 / K
+    got = losses.smoothed_cross_entropy(jnp.asarray(z), jnp.asarray(y), 0.1)
+    np.testing.assert_allclose(got, -(q * log_p).sum(-1), rtol=1e-5)
+
+
+def test_smoothed_cross_entropy_shares_epsilon_among_all_classes():
+    """Not among the others only, which would give 0.64019."""
+    z, y = jnp.array([2.0, 1.0, 0.0, -1.0]), jnp.int32(0)
+    got = [losses.smoothed_cross_entropy(z, y, epsilon) for epsilon in (0.1, 0.0)]
+    np.testing.assert_allclose(got, [0.5901896986, 0.4401896986], rtol=1e-6)
+    q = jnp.array([0.925, 0.025, 0.025, 0.025])
+    np.testing.assert_allclose(
+        losses.smoothed_cross_entropy(jnp.log(q), y, 0.1), 0.3487803849, rtol=1e-6
+    )
+    gradient = jax.grad(losses.smoothed_cross_entropy)(z, y, 0.1)
+    np.testing.assert_allclose(gradient, jax.nn.softmax(z) - q, atol=1e-6)
+
+
+def test_per_real_has_the_mean_of_what_is_no_padding():
+    values, real = jnp.array([[1.0, 2.0, 7.0], [6.0, 7.0, 7.0]]), jnp.array([[1, 1, 0], [1, 0, 0]])
+    assert losses.per_real(values, real == 1).mean() == 3
+    assert losses.per_real(values, real == 1, jnp.int32(2)).mean() == 4.5
+    assert losses.per_real(values, jnp.zeros((2, 3), bool)).mean() == 0
+
+
 def test_bernoulli_cross_entropy_is_numpys():
     z, y = rng.normal(size=(B, D)), rng.random((B, D))
     p = 1 / (1 + np.exp(-z))

@@ -1,6 +1,6 @@
 """Download a TFDS data set and store it so that training can read it without TensorFlow.
 
-pip install -e '.[prepare]'                 TensorFlow, for this command alone
+pip install -e '.[prepare]'                 TensorFlow, for this command alone; not for multi30k
 python -m jaxhist.data.prepare cifar10      into $TFDS_DATA_DIR or ~/tensorflow_datasets
 """
 
@@ -9,13 +9,19 @@ import sys
 
 import tensorflow_datasets as tfds
 
+from jaxhist.data import multi30k
+
+# Of our own, and prepared without TensorFlow. To import one is to make it known to TFDS.
+OURS = (multi30k.Multi30k.name,)
+
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__.strip(), file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
     (name,) = arguments
-    if importlib.util.find_spec("tensorflow") is None:
+    ours = name.split("/")[0].split(":")[0] in OURS
+    if not ours and importlib.util.find_spec("tensorflow") is None:
         print(
             "error: preparing a data set needs TensorFlow, once: pip install -e '.[prepare]'",
             file=sys.stderr,

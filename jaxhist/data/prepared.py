@@ -50,6 +50,22 @@ def labelled_texts(name: str) -> tuple[tfds.core.DatasetBuilder, str]:
     return builder, texts[0]
 
 
+def parallel_texts(name: str, languages: Sequence[str]) -> tfds.core.DatasetBuilder:
+    """The description of a data set with a text in each of the languages, likewise.
+
+    Raises:
+      UserError: it is not there, or has no such texts.
+    """
+    builder = _described(name)
+    features = builder.info.features
+    texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
+    if not set(languages) <= set(texts):
+        raise UserError(
+            f"data set {name!r} has no texts {' and '.join(languages)}; it has {', '.join(texts)}"
+        )
+    return builder
+
+
 def _described(name: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name)
