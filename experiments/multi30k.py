@@ -36,7 +36,7 @@ def main(runs: tyro.conf.Positional[tuple[str, ...]] = RUNS, output: str = "resu
         header, *lines = log.read(workdir)
         if not lines or lines[-1]["phase"] != "test":
             raise UserError(f"the run in {workdir} has not come to its end; train it first")
-        name, end = header["experiment"], lines[-1]["step"]
+        name, end = header["experiment"], max(line["step"] for line in lines)
         tests[name] = [lines[-1]]
         costs = {unit: cost(lines, end) for unit, cost in translating_claims.COSTS.items()}
         table[name] = {**lines[-1], **costs}
