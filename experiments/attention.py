@@ -15,7 +15,7 @@ from typing import Literal
 import jax.numpy as jnp
 import optax
 
-from experiments import translating, translating_claims, translating_tests
+from experiments import translating, translating_claims, translating_pictures, translating_tests
 from experiments.translating import Translator
 from jaxhist import losses, packed
 from jaxhist.algorithm import descend
@@ -169,7 +169,7 @@ CLAIMS = {
             "perplexity: search < encdec": gap("perplexity"),
             "perplexity: the gap is wider at 14 words and more": wider("perplexity"),
         },
-        picture=translating_claims.draw,
+        picture=translating_pictures.draw,
     ),
     "B2": Claim(
         says="What the decoder looks at are the words that belong there.",
@@ -180,7 +180,7 @@ CLAIMS = {
             "the largest weight > 2 / S": lambda by: by["search"]["largest weight x S / 2"] - 1,
             "correlation of the places > 0.5": lambda by: by["search"]["correlation"] - 0.5,
         },
-        picture=translating_claims.draw,
+        picture=translating_pictures.draw,
     ),
 }
 

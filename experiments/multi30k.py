@@ -17,7 +17,7 @@ import tyro
 from etils import epath
 from matplotlib.figure import Figure
 
-from experiments import translating_claims
+from experiments import translating_claims, translating_pictures
 from jaxhist import UserError, evaluate, log, tell
 from jaxhist.files import failing_in_one_line, write_durably
 
@@ -45,7 +45,7 @@ def main(runs: tyro.conf.Positional[tuple[str, ...]] = RUNS, output: str = "resu
     signature = evaluate.bleu(["a"], ["a"]).signature
     tell(f"BLEU: {signature}")
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=110)
-    translating_claims.draw_lengths(figure.subplots(), tests)
+    translating_pictures.draw_lengths(figure.subplots(), tests)
     folder = epath.Path(output)
     with failing_in_one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)

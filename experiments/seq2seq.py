@@ -14,7 +14,7 @@ from typing import Literal
 import jax.numpy as jnp
 import optax
 
-from experiments import translating, translating_claims, translating_tests
+from experiments import translating, translating_claims, translating_pictures, translating_tests
 from experiments.translating import Translator
 from jaxhist import losses, packed
 from jaxhist.algorithm import descend
@@ -161,7 +161,7 @@ CLAIMS = {
                 "accuracy", "reversed-copying", "forward-copying", by=0.05
             ),
         },
-        picture=translating_claims.draw,
+        picture=translating_pictures.draw,
     ),
     "S3": Claim(
         says="Wider beams find more probable translations, and two beams are most of it.",
@@ -175,7 +175,7 @@ CLAIMS = {
                 by["reversed"]["BLEU 2"] - by["reversed"]["BLEU 1"] + 0.2
             ),
         },
-        picture=translating_claims.draw,
+        picture=translating_pictures.draw,
     ),
 }
 

@@ -15,13 +15,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import attention, translating, translating_claims, translating_tests
+from experiments import (
+    attention,
+    translating,
+    translating_claims,
+    translating_pictures,
+    translating_tests,
+)
 from experiments.translating import Translator
 from jaxhist import UserError, losses, packed
 from jaxhist.algorithm import State, descend
 from jaxhist.claims import Claim, Figures
 from jaxhist.cli import main
-from jaxhist.models.transformer import BIG, Positions, Size, Transformer
+from jaxhist.models import transformer as sizes
+from jaxhist.models.transformer import Positions, Size, Transformer
 from jaxhist.train import Experiment, Run
 
 
@@ -57,10 +64,7 @@ class Config:
 BASE = Config(
     data="wmt14_translate/de-en",
     vocabulary=(37_000,),
-    layers=6,
-    width=512,
-    hidden=2048,
-    heads=8,
+    **sizes.BASE._asdict(),
     rate=1.0,
     warmup=4000,
     average=5,
@@ -87,16 +91,7 @@ PRESETS = {
     ),
     "paper": BASE,
     # A step takes a second: ten minutes are 600.
-    "big": replace(
-        BASE,
-        width=BIG.width,
-        hidden=BIG.hidden,
-        heads=BIG.heads,
-        dropout=BIG.dropout,
-        average=20,
-        average_every=600,
-        steps=300_000,
-    ),
+    "big": replace(BASE, **sizes.BIG._asdict(), average=20, average_every=600, steps=300_000),
 }
 
 
@@ -121,9 +116,7 @@ def translator(config: Config, run: Run) -> Translator:
     return Translator(model, corpus, lambda state: state.extra, heads)
 
 
-def build(config: Config | attention.Config, run: Run) -> Experiment:
-    if isinstance(config, attention.Config):  # that of others, with which the claims compare
-        return attention.build(config, run)
+def build(config: Config, run: Run) -> Experiment:
     both = translator(config, run)
     model, data = both.model, both.corpus
 
@@ -195,6 +188,12 @@ ARMS = {
 }
 
 
+def build_any(config: Config | attention.Config, run: Run) -> Experiment:
+    """Also of the network that the claims compare with."""
+    script = attention.build if isinstance(config, attention.Config) else build
+    return script(config, run)
+
+
 def arms(*names: str) -> dict[str, Any]:
     return {name: ARMS[name] for name in names}
 
@@ -225,7 +224,7 @@ CLAIMS = {
             "perplexity at equal FLOPs: lower": cheaper("TFLOP"),
             "steps/s: more": lambda by: by["sinusoids"]["steps/s"] - by["recurrent"]["steps/s"],
         },
-        picture=translating_claims.draw_costs,
+        picture=translating_pictures.draw_costs,
     ),
     "T2": Claim(
         says="It must know the positions, and sinusoids do as well as learned vectors.",
@@ -240,7 +239,7 @@ CLAIMS = {
                 0.05 - abs(by["learned"]["perplexity"] / by["sinusoids"]["perplexity"] - 1)
             ),
         },
-        picture=translating_claims.draw,
+        picture=translating_pictures.draw,
     ),
     "T4": Claim(
         says="Several heads are better than one.",
@@ -252,7 +251,7 @@ CLAIMS = {
                 by["one-head"]["perplexity"] - by["sinusoids"]["perplexity"]
             )
         },
-        picture=translating_claims.draw,
+        picture=translating_pictures.draw,
     ),
     "T6": Claim(
         says="What is far away is as near as a neighbour; in a recurrent network it is not.",
@@ -263,10 +262,10 @@ CLAIMS = {
             "the Transformer falls by less than 5 points": lambda by: 0.05 - fall(by["recall"]),
             "the recurrent network by more": lambda by: fall(by["recall-recurrent"]) - 0.05,
         },
-        picture=translating_claims.draw,
+        picture=translating_pictures.draw,
     ),
 }
 
 
 if __name__ == "__main__":
-    main(build, PRESETS, CLAIMS, {"translate": translating.command(translator, alpha=0.6)})
+    main(build_any, PRESETS, CLAIMS, {"translate": translating.command(translator, alpha=0.6)})
