@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from experiments import attention, seq2seq, transformer, translating, translating_claims
-from jaxhist import UserError, cli, devices, log, plots
+from jaxhist import UserError, checkpoint, cli, devices, log, plots
 from jaxhist.algorithm import State, keys
-from jaxhist.checkpoint import tested
 from jaxhist.claims import Trained
 from jaxhist.data import text, translation
 from jaxhist.packed import EOS, PAD
@@ -196,7 +195,7 @@ def test_what_claims_measure(trained, monkeypatch):
     """Sentences in rows of their own have the perplexity that they have in rows with others."""
     config, run = trained[0], dataclasses.replace(trained[1], devices=0)
     init = attention.build(config, run).init
-    one = Trained(config, run, log.read(run.workdir), lambda: tested(run.workdir, init))
+    one = Trained(config, run, log.read(run.workdir), lambda: checkpoint.tested(run.workdir, init))
     parts = {"up to 3": (1, 3), "more": (4, 1000)}
     monkeypatch.setattr(translating_claims, "LENGTHS", parts)
     by_length = translating_claims.by_length(attention.translator, one)
