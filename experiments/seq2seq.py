@@ -137,11 +137,6 @@ BRIEF = replace(PRESETS["small"], n=128, layers=1, **translating_claims.BRIEF)
 COPYING = replace(BRIEF, target="en")
 
 
-def more(metric: str, larger: str, smaller: str, by: float = 0.0):
-    """{larger} - {smaller} > by."""
-    return lambda figures: figures[larger][metric] - figures[smaller][metric] - by
-
-
 CLAIMS = {
     "S1": Claim(
         says="To read the source from its end helps a network that has a vector of fixed size.",
@@ -157,8 +152,8 @@ CLAIMS = {
             "perplexity: reversed < 0.98 x forward": lambda by: (
                 0.98 * by["forward"]["perplexity"] - by["reversed"]["perplexity"]
             ),
-            "copied tokens: reversed > forward + 5 points": more(
-                "accuracy", "reversed-copying", "forward-copying", by=0.05
+            "copied tokens: reversed > forward + 5 points": lambda by: (
+                by["reversed-copying"]["accuracy"] - by["forward-copying"]["accuracy"] - 0.05
             ),
         },
         picture=translating_pictures.draw,

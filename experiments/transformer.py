@@ -27,7 +27,8 @@ from jaxhist import UserError, losses, packed
 from jaxhist.algorithm import State, descend
 from jaxhist.claims import Claim, Figures
 from jaxhist.cli import main
-from jaxhist.models import transformer as sizes
+from jaxhist.models.transformer import BASE as BASE_SIZE
+from jaxhist.models.transformer import BIG as BIG_SIZE
 from jaxhist.models.transformer import Positions, Size, Transformer
 from jaxhist.train import Experiment, Run
 
@@ -64,7 +65,7 @@ class Config:
 BASE = Config(
     data="wmt14_translate/de-en",
     vocabulary=(37_000,),
-    **sizes.BASE._asdict(),
+    **BASE_SIZE._asdict(),
     rate=1.0,
     warmup=4000,
     average=5,
@@ -91,7 +92,7 @@ PRESETS = {
     ),
     "paper": BASE,
     # A step takes a second: ten minutes are 600.
-    "big": replace(BASE, **sizes.BIG._asdict(), average=20, average_every=600, steps=300_000),
+    "big": replace(BASE, **BIG_SIZE._asdict(), average=20, average_every=600, steps=300_000),
 }
 
 

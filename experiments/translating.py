@@ -59,6 +59,23 @@ def guessed(logits: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, target[..., None], -1)[..., 0] == logits.max(-1)
 
 
+def measure(translator: Translator) -> Callable[[State, Batch], dict[str, jax.Array]]:
+    """(state, batch) -> of each row [B] the loss of its tokens, how many are guessed, how many."""
+
+    def of_rows(state: State, batch: Batch):
+        variables, target = {"params": translator.params(state)}, batch["target"]
+        logits = translator.model.apply(variables, batch["source"], target, train=False)
+        real = target != packed.PAD
+        values = losses.categorical_cross_entropy(logits, target)
+        return {
+            "loss": jnp.where(real, values, 0).sum(1),
+            "right": jnp.sum(real & guessed(logits, target), 1),
+            "tokens": real.sum(1),
+        }
+
+    return of_rows
+
+
 def counted(batch: Batch, logits: jax.Array) -> dict[str, jax.Array]:
     """Metrics of a training batch: `padding` is its share of all tokens."""
     target, real = batch["target"], batch["target"] != packed.PAD

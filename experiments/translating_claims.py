@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import translating
 from experiments.translating import Translator
-from jaxhist import devices, evaluate, losses, packed
+from jaxhist import devices, evaluate, packed
 from jaxhist.algorithm import Batch, State
 from jaxhist.claims import Figures, Trained
 from jaxhist.data import text
@@ -54,14 +53,14 @@ def shortest_and_longest(trained: Trained) -> Figures:
     return {"shortest": values[0], "longest": values[-1]}
 
 
-def single(translator: Translator, split: str, size: int = 50) -> list[Batch]:
-    """The pairs of a split in batches of rows that have one sentence each."""
-    sources, targets = translator.corpus.pairs(split)
+def single(translator: Translator) -> list[Batch]:
+    """The test data in batches of fifty rows that have one sentence each."""
+    sources, targets = translator.corpus.pairs("test")
     target = text.padded(text.encode(translator.corpus.vocabularies()[1], targets))
     source = text.padded(translator.corpus.encode(sources))
     return [
-        {"source": source[i : i + size], "target": target[i : i + size]}
-        for i in range(0, len(source), size)
+        {"source": source[i : i + 50], "target": target[i : i + 50]}
+        for i in range(0, len(source), 50)
     ]
 
 
@@ -69,19 +68,9 @@ def by_length(translator_of: TranslatorOf, trained: Trained) -> Figures:
     """BLEU of greedy translations of the test data, and the perplexity of their tokens: of all
     sentences, and by the words of the source."""
     translator = translator_of(trained.config, trained.run)
-    model, corpus, params, _ = translator
     mesh, state = devices.mesh(trained.run.devices), trained.state()
-
-    def measure(state: State, batch: Batch):
-        source, target = batch["source"], batch["target"]
-        logits = model.apply({"params": params(state)}, source, target, train=False)
-        values = losses.categorical_cross_entropy(logits, target)
-        real = target != packed.PAD
-        return jnp.where(real, values, 0).sum(1), real.sum(1)
-
-    batches = single(translator, "test")
-    loss, tokens = evaluate.outputs(measure, mesh, 50)(state, batches)
-    sources, references = corpus.pairs("test")
+    found = evaluate.outputs(translating.measure(translator), mesh, 50)(state, single(translator))
+    sources, references = translator.corpus.pairs("test")
     greedy = translating.translate_with(translator, trained.run, beams=1, alpha=0.0)
     translations = greedy(state, sources).texts
     words = np.array([len(source.split()) for source in sources])
@@ -91,7 +80,7 @@ def by_length(translator_of: TranslatorOf, trained: Trained) -> Figures:
         of = lambda texts, chosen=chosen: [texts[i] for i in chosen]
         score = evaluate.bleu(of(translations), of(references)).score
         figures[f"BLEU {name}".strip()] = score
-        mean = loss[chosen].sum() / tokens[chosen].sum()
+        mean = found["loss"][chosen].sum() / found["tokens"][chosen].sum()
         figures[f"perplexity {name}".strip()] = float(np.exp(mean))
     return figures
 
@@ -123,7 +112,7 @@ def alignment(translator_of: TranslatorOf, trained: Trained) -> Figures:
         (weights,) = seen["intermediates"]["alignment"]  # [B, T, S]
         return weights.max(-1), weights.argmax(-1)
 
-    batches = single(translator, "test")
+    batches = single(translator)
     weight, place = evaluate.outputs(largest, devices.mesh(trained.run.devices), 50)(state, batches)
     source, target = (np.concatenate([batch[name] for batch in batches]) for name in batches[0])
     S = (source != packed.PAD).sum(1, keepdims=True)

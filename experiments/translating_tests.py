@@ -3,12 +3,11 @@
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import translating
 from experiments.translating import Translator
-from jaxhist import devices, evaluate, losses, packed, plots, tell
+from jaxhist import devices, evaluate, plots, tell
 from jaxhist.algorithm import State
 from jaxhist.data import text
 from jaxhist.train import Run
@@ -25,21 +24,9 @@ def tests(
     """`evaluate` and `test` of an experiment: the perplexity of a token, and how many of them are
     guessed; and how good translations are, greedy ones of the validation data, and those of a beam
     search of the test data, which also gives the pictures."""
-    model, corpus, params, panels = translator
-
-    def measure(state, batch):
-        variables, target = {"params": params(state)}, batch["target"]
-        logits = model.apply(variables, batch["source"], target, train=False)
-        real = target != packed.PAD
-        values = losses.categorical_cross_entropy(logits, target)
-        return {
-            "loss": jnp.where(real, values, 0).sum(1),
-            "right": jnp.sum(real & translating.guessed(logits, target), 1),
-            "tokens": real.sum(1),
-        }
-
+    corpus, panels = translator.corpus, translator.panels
     rows = corpus.batch["source"].shape[0]
-    mean = evaluate.means(measure, devices.mesh(run.devices), rows)
+    mean = evaluate.means(translating.measure(translator), devices.mesh(run.devices), rows)
     greedy = translating.translate_with(translator, run, 1, alpha)
     searched = translating.translate_with(translator, run, beams, alpha)
 

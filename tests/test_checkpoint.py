@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxhist import UserError, devices
+from jaxhist import UserError, devices, malloc
 from jaxhist.algorithm import State
 from jaxhist.checkpoint import Checkpoints, Progress
 
@@ -37,6 +37,15 @@ def save(checkpoints, *steps, progress=NO_SCORE):
 def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert [x.dtype for x in jax.tree.leaves(a)] == [x.dtype for x in jax.tree.leaves(b)]
+
+
+def test_another_c_library_has_nothing_to_give_back(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(malloc.ctypes, "CDLL", missing)
+    malloc.give_back()
+    malloc.one_heap()
 
 
 def test_what_is_restored_is_what_was_saved(checkpoints):

@@ -86,12 +86,18 @@ def named(
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return text.encode(vocabularies()[0], texts, reverse)
 
-    def pack(split: str) -> tuple[Batch, int]:
+    def tokens(split: str) -> tuple[list[list[int]], list[list[int]]]:
         source, target = pairs(split)
-        return text.pack(encode(source), text.encode(vocabularies()[1], target), length)
+        return encode(source), text.encode(vocabularies()[1], target)
+
+    @functools.cache
+    def rows(split: str) -> Batch:
+        """Of what is measured nothing is left out: where a sentence is longer, so are the rows."""
+        source, target = tokens(split)
+        return text.pack(source, target, max(length, *map(len, source), *map(len, target)))[0]
 
     def packed_train() -> Batch:
-        arrays, longer = pack("train")
+        arrays, longer = text.pack(*tokens("train"), length)
         if longer:
             tell(f"{longer} training pairs are longer than {length} tokens and left out")
         return arrays
@@ -122,7 +128,7 @@ def named(
     return Parallel(
         {"source": shape, "target": shape},
         train,
-        lambda split: batches.slices(pack(split)[0], batch),
+        lambda split: batches.slices(rows(split), batch),
         pairs,
         vocabularies,
         encode,
