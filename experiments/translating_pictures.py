@@ -16,7 +16,8 @@ def draw(trained: dict[str, list[Trained]], figure: Figure):
     left, right = figure.subplots(1, 2)
     runs = {arm: [one.lines for one in of_arm] for arm, of_arm in trained.items()}
     plots.compare(left, runs, lambda line: line["perplexity"], phase="evaluate")
-    left.set(yscale="log", ylabel="perplexity of a token, validation data")
+    plots.logarithmic(left)
+    left.set(ylabel="perplexity of a token, validation data")
     draw_lengths(right, {arm: [lines[-1] for lines in logs] for arm, logs in runs.items()})
 
 
@@ -43,6 +44,7 @@ def draw_costs(trained: dict[str, list[Trained]], figure: Figure):
                 x = [cost(run.lines, line["step"]) for line in lines]
                 label = arm if run is runs[0] else None
                 axes.plot(x, [line["perplexity"] for line in lines], f"C{number}", label=label)
-        axes.set(xlabel=unit, ylabel="perplexity of a token", yscale="log", xlim=(0, None))
+        plots.logarithmic(axes)
+        axes.set(xlabel=f"{unit} of training", ylabel="perplexity of a token", xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()

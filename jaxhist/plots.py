@@ -8,6 +8,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from jaxhist import log
 from jaxhist.files import failing_in_one_line
@@ -48,7 +49,7 @@ def curves(workdir: epath.Path):
         if ("loss" in metric or metric == "perplexity") and min(
             value for p in of_metric.values() for _, value in p
         ) > 0:
-            axes.set_yscale("log")
+            logarithmic(axes)
         axes.set(title=metric, xlabel="step")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=None if len(of_metric) <= 6 else 6)
@@ -82,6 +83,13 @@ def compare(
     axes.set(xlabel="step")
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def logarithmic(axes: Axes):
+    """Of a vertical axis of logarithms, whose numbers are written out: 60, not 6 x 10^1."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter())
 
 
 def filters(kernel: np.ndarray, columns: int = 16) -> np.ndarray:
