@@ -45,7 +45,9 @@ def main(runs: tyro.conf.Positional[tuple[str, ...]] = RUNS, output: str = "resu
     signature = evaluate.bleu(["a"], ["a"]).signature
     tell(f"BLEU: {signature}")
     figure = Figure(figsize=(6, 4), layout="constrained", dpi=110)
-    translating_pictures.draw_lengths(figure.subplots(), tests)
+    axes = figure.subplots()
+    translating_pictures.draw_lengths(axes, tests)
+    axes.legend()
     folder = epath.Path(output)
     with failing_in_one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,6 @@ def draw_lengths(axes: Axes, tests: dict[str, list[dict]]):
     measure = next(name for name in ("BLEU", "exact") if name in lines[0])
     axes.set(ylabel=f"{measure}, test data", xlabel="words of the source", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend()
 
 
 def draw_costs(trained: dict[str, list[Trained]], figure: Figure):
