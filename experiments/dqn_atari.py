@@ -16,7 +16,6 @@ import numpy as np
 
 from experiments.dqn_agent import q_learning_outside
 from experiments.dqn_learner import Practice, learn, rmsprop
-from jaxhist import malloc
 from jaxhist.algorithm import State
 from jaxhist.data import atari
 from jaxhist.models import dqn
@@ -49,8 +48,6 @@ class Atari:
 
 
 def build(config: Atari, run: Run) -> Experiment:
-    malloc.one_heap()  # a memory of gigabytes leaves no room for a dozen
-
     # Data. The emulators make them.
     practice = Practice(config.games, config.every, config.begin, config.explore, config.memory)
     practice.check(atari.HISTORY)

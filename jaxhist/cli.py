@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import tyro
 
-from jaxhist import UserError, claims, flops, log, tell
+from jaxhist import UserError, claims, flops, log, malloc, tell
 from jaxhist.algorithm import State, keys
 from jaxhist.checkpoint import tested
 from jaxhist.claims import Check, Claim, Equation
@@ -50,6 +50,7 @@ def main(
       commands: name -> (config, run, state, **options) -> None, what else can be done with a run's
         checkpoint. The options are the function's, with their types and what it says of them.
     """
+    malloc.one_heap()
     commands = commands or {}
     script = _Script(Path(inspect.getfile(build)).stem, build, presets, claims, commands)
     verbs = {
