@@ -22,6 +22,7 @@ HISTORY = [
     "resnet",
     "resnet_v2",
     "transformer",
+    "bert",
     "simclr",
 ]
 
