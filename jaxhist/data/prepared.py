@@ -34,8 +34,8 @@ def labelled_images(name: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def labelled_texts(name: str) -> tuple[tfds.core.DatasetBuilder, str]:
-    """The description of a data set with a text and `label`, likewise, and the text's name in it.
+def labelled_texts(name: str) -> tuple[tfds.core.DatasetBuilder, list[str]]:
+    """The description of a data set with texts and `label`, likewise, and the texts' names in it.
 
     Raises:
       UserError: it is not there, or not made of such examples.
@@ -47,7 +47,7 @@ def labelled_texts(name: str) -> tuple[tfds.core.DatasetBuilder, str]:
         raise UserError(
             f"data set {name!r} has no text with a label of a class; it has {', '.join(features)}"
         )
-    return builder, texts[0]
+    return builder, texts
 
 
 def parallel_texts(name: str, languages: Sequence[str]) -> tfds.core.DatasetBuilder:

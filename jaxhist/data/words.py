@@ -80,7 +80,7 @@ def from_tfds(name: str, validation: int) -> Inputs:
     Raises:
       UserError: it is not there, or not made of labelled texts.
     """
-    builder, text = prepared.labelled_texts(name)
+    builder, (text, *_) = prepared.labelled_texts(name)
 
     def split(name: str) -> Split:
         examples = list(prepared.examples(builder, name))

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxhist import UserError, packed
+from jaxhist.packed import PAD
 
 Array = jax.Array
 
-PAD = 0  # of every vocabulary
 POSITIONS = 512  # the most tokens in a row
 SEGMENTS = 2
 
@@ -98,6 +98,8 @@ class Encoder(nn.Module):
 
     def __call__(self, tokens: Array, segment: Array, train: bool) -> Array:
         """[B, T], [B, T] -> [B, T, D]."""
+        if tokens.shape[1] > POSITIONS:
+            raise UserError(f"a row has {POSITIONS} tokens at most, not {tokens.shape[1]}")
         place = jnp.arange(tokens.shape[1])
         x = self.words(tokens) + self.positions(place)[None] + self.segments(segment)
         x = self.drop(self.norm(x), deterministic=not train)

@@ -1,0 +1,257 @@
+"""BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding.
+
+Jacob Devlin, Ming-Wei Chang, Kenton Lee, Kristina Toutanova, 2018. arXiv:1810.04805.
+
+What changed: the data. Text without labels becomes a task: guess words that are hidden in it, from
+those on both sides. What an encoder learns from that it brings along to tasks with few labels, for
+which all of it is trained a little further.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax.numpy as jnp
+
+from experiments import bert_claims, bert_tuning, bert_words
+from jaxhist import devices, losses
+from jaxhist.algorithm import descend
+from jaxhist.claims import Claim
+from jaxhist.cli import main
+from jaxhist.data import english, masked
+from jaxhist.models import bert
+from jaxhist.models.bert import PreTraining
+from jaxhist.packed import PAD
+from jaxhist.train import Experiment, Run
+
+
+@dataclass(frozen=True)
+class Config:
+    """Section 3 and appendix A.2. The sizes are the paper's in `base` and `large`."""
+
+    data: str = "python"  # its documentation; or any TFDS set with a `text`, or texts and labels
+    learn: Literal["words", "labels"] = "words"
+    start: str = ""  # a run in the same directory as this one, whose network it begins with
+    words: str = ""  # a vocab.txt, or a run likewise, whose word pieces it has; else it makes them
+    vocabulary: int = 5000  # word pieces
+    cased: bool = False  # capital letters and accents matter
+    left_to_right: bool = False  # each word sees those before it; the next one is learned
+    pairs: bool = True  # learn whether segments follow each other
+    examples: int = 0  # whose labels are known, 0 for all
+    layers: int = 2
+    width: int = 128
+    heads: int = 2
+    dropout: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
+    corrected: bool = False  # Adam's moments
+    rate: float = 1e-3
+    warmup: int = 200  # steps
+    decay: int = 0  # steps until the rate is 0; 0 for as many as there are
+    length: int = 64  # tokens in a row
+    batch: int = 32  # rows
+    steps: int = 2000
+    evaluate_every: int = 250
+
+
+SMALL = Config()
+ENGLISH = Config(
+    data="english_documents", vocabulary=8000, layers=4, batch=64, steps=6000, evaluate_every=500
+)
+# Three epochs of the 6,920 sentences of sst_binary.
+TUNED = {"learn": "labels", "warmup": 65, "steps": 650, "evaluate_every": 130, "batch": 32}
+SST = {**TUNED, "data": "sst_binary", "rate": 3e-4}
+# Not in the paper: of the two corpora Wikipedia alone, and the word pieces made from it, if --words
+# names no vocab.txt. Appendix A.2: 900,000 steps with 128 tokens in a row, then 100,000 with 512.
+BASE = Config(
+    data="wikipedia/20230601.en",
+    vocabulary=30_522,
+    layers=bert.BASE.layers,
+    width=bert.BASE.width,
+    heads=bert.BASE.heads,
+    rate=1e-4,
+    warmup=10_000,
+    decay=1_000_000,
+    length=128,
+    batch=256,
+    steps=900_000,
+    evaluate_every=10_000,
+)
+LARGE = replace(BASE, layers=bert.LARGE.layers, width=bert.LARGE.width, heads=bert.LARGE.heads)
+LONG = {"length": 512, "steps": 100_000}
+GLUE = {**TUNED, "data": "glue/sst2", "rate": 2e-5, "warmup": 631, "steps": 6315, "decay": 0}
+PRESETS = {
+    "small": SMALL,
+    "small-sst": replace(SMALL, start="bert-small", **SST),
+    "english": ENGLISH,
+    "sst": replace(ENGLISH, start="bert-english", **SST),
+    "cola": replace(ENGLISH, start="bert-english", **{**SST, "data": "glue/cola", "steps": 720}),
+    "base": BASE,
+    "base-512": replace(BASE, start="bert-base", **LONG),
+    "base-sst": replace(BASE, start="bert-base-512", **{**GLUE, "evaluate_every": 2105}),
+    "large": LARGE,
+    "large-512": replace(LARGE, start="bert-large", **LONG),
+}
+
+
+def build(config: Config, run: Run) -> Experiment:
+    if config.learn == "labels":
+        return bert_tuning.experiment(config, run, build)
+
+    # Data.
+    documents, mesh = english.named(config.data), devices.mesh(run.devices)
+    data = masked.corpus(
+        documents,
+        bert_tuning.vocabulary(config, run, lambda: documents("train")),
+        config.vocabulary,
+        config.batch,
+        config.length,
+        config.pairs,
+        config.left_to_right,
+        run.seed,
+        mesh,
+    )
+
+    # Model.
+    model = PreTraining(**bert_tuning.network(config))
+
+    def init_model(key):
+        tokens = jnp.zeros((1, config.length), jnp.int32)
+        return model.init(key, tokens, tokens, tokens, train=False)["params"], ()
+
+    # Loss. Appendix A.2: the sum of the mean over words and the mean over rows.
+    def loss(params, extra, batch, key):
+        found = bert_words.compare(model, params, batch, train=True, rngs={"dropout": key})
+        words = losses.per_real(found["words"], found["real"])  # [B, P]
+        metrics = {
+            "loss words": words.mean(),
+            "accuracy words": losses.per_real(1.0 * found["right"], found["real"]).mean(),
+            "count/tokens": jnp.sum(batch["tokens"] != PAD),
+        }
+        if not config.pairs:
+            return words, (extra, metrics)
+        metrics |= {
+            "loss follows": found["follows"].mean(),
+            "accuracy follows": found["follows right"].mean(),
+        }
+        return words + found["follows"][:, None], (extra, metrics)
+
+    # Algorithm. What goes on from another run has also its moments, and its place in the schedule.
+    algorithm = descend(init_model, loss, bert_tuning.optimizer(config))
+
+    def init(key):
+        state = algorithm.init(key)
+        if not config.start:
+            return state
+        found = bert_tuning.started(build, config, run, state.params["encoder"])
+        return state.replace(params=found.params, opt_state=found.opt_state)
+
+    test = bert_words.tests(model, data, config, run)
+    return Experiment(
+        data=data.train,
+        batch=data.batch,
+        init=init,
+        step=algorithm.step,
+        evaluate=lambda state: test(state, "validation"),
+        test=lambda state: test(state, "test"),
+        steps=config.steps,
+        evaluate_every=config.evaluate_every,
+    )
+
+
+# Claims. A laptop's scale.
+BOTH = replace(
+    ENGLISH, pairs=False, vocabulary=5000, layers=2, batch=32, steps=3000, evaluate_every=750
+)
+# How many labels, and the steps to learn them in: the same with and without pre-training.
+LABELS = {200: 130, 1000: 260, 0: 650}
+SEED = "-seed{seed}"
+
+
+def labels(config: Config, count: int = 0, **origin) -> Config:
+    steps = LABELS[count]
+    few = {"examples": count, "steps": steps, "warmup": steps // 10, "evaluate_every": steps // 2}
+    return replace(config, **{**SST, **few, **origin})
+
+
+def sized(layers: int, width: int) -> Config:
+    return replace(BOTH, layers=layers, width=width, heads=width // 64)
+
+
+LEFT = replace(BOTH, left_to_right=True)
+SIZES = {"1x64": sized(1, 64), "both": BOTH, "4x128": sized(4, 128)}
+DIRECTIONS = {
+    "both": BOTH,
+    "left": LEFT,
+    "tuned all": labels(BOTH, start="both" + SEED),
+    "left tuned": labels(LEFT, start="left" + SEED),
+}
+FEW = {"both": BOTH}
+for count in LABELS:
+    FEW[f"tuned {count or 'all'}"] = labels(BOTH, count, start="both" + SEED)
+    FEW[f"scratch {count or 'all'}"] = labels(BOTH, count, words="both" + SEED)
+TUNED_SIZES = {
+    "1x64 tuned": labels(SIZES["1x64"], start="1x64" + SEED),
+    "tuned all": DIRECTIONS["tuned all"],
+    "4x128 tuned": labels(SIZES["4x128"], start="4x128" + SEED),
+}
+
+gain, no_worse = bert_claims.gain, bert_claims.no_worse
+CLAIMS = {
+    "E1": Claim(
+        says="Words are guessed better from both sides, and what is learned so is worth more.",
+        paper="both directions and left to right: SQuAD F1 87.9 and 77.8 %, MRPC 86.5 and 77.5, "
+        "SST-2 92.6 and 92.1 (table 5, without next sentences)",
+        arms=DIRECTIONS,
+        figures=bert_claims.figures,
+        inequalities={
+            "one hidden word: both sides > left + 3 points": lambda by: (
+                by["both"]["alone"] - by["left"]["alone"] - 3
+            ),
+            "SST-2: both sides >= left": lambda by: (
+                by["tuned all"]["accuracy"] - by["left tuned"]["accuracy"]
+            ),
+        },
+        picture=bert_claims.draw_directions,
+        log_every=20,
+    ),
+    "E2": Claim(
+        says="What is learned from text alone is worth labels, most where there are few.",
+        paper="no figure without pre-training; of GPT's, the average of the tasks falls from 74.7 "
+        "to 59.9 (Radford et al. 2018, table 5)",
+        arms=FEW,
+        figures=bert_claims.figures,
+        inequalities={
+            "200 labels: pre-trained > from scratch + 1 point": lambda by: gain(by, "200") - 1,
+            "1,000 labels: pre-trained > from scratch + 1 point": lambda by: gain(by, "1000") - 1,
+            "the gain: with 200 labels > with all": lambda by: gain(by, "200") - gain(by, "all"),
+        },
+        picture=bert_claims.draw_labels,
+        log_every=20,
+    ),
+    "E3": Claim(
+        says="A larger network is better, also at a small task.",
+        paper="3 layers of 768: perplexity 5.84, SST-2 88.4 %; 6: 4.68, 91.3; 12: 3.99, 92.9; 24 "
+        "of 1024: 3.23, 93.7 (table 6)",
+        arms=SIZES | TUNED_SIZES,
+        figures=bert_claims.figures,
+        inequalities={
+            "perplexity: 2x128 < 1x64": lambda by: (
+                by["1x64"]["perplexity"] - by["both"]["perplexity"]
+            ),
+            "perplexity: 4x128 < 2x128": lambda by: (
+                by["both"]["perplexity"] - by["4x128"]["perplexity"]
+            ),
+            "SST-2: 2x128 >= 1x64 - 1 standard error": lambda by: no_worse(
+                by["tuned all"], by["1x64 tuned"]
+            ),
+            "SST-2: 4x128 >= 2x128 - 1 standard error": lambda by: no_worse(
+                by["4x128 tuned"], by["tuned all"]
+            ),
+        },
+        picture=bert_claims.draw_sizes,
+        log_every=20,
+    ),
+}
+
+
+if __name__ == "__main__":
+    main(build, PRESETS, CLAIMS, {"fill": bert_words.fill})

@@ -1,0 +1,91 @@
+"""BERT's claims: figures and pictures."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxhist import plots
+from jaxhist.claims import Figures, Trained
+
+TESTED = 1821  # sentences of sst_binary
+
+
+def figures(trained: Trained) -> Figures:
+    """Of the test; shares in %."""
+    test = trained.lines[-1]
+    if trained.config.learn == "labels":
+        return {"accuracy": 100 * test["accuracy"]}
+    return {
+        "alone": 100 * test["accuracy alone"],
+        "words": 100 * test["accuracy words"],
+        "perplexity": test["perplexity"],
+    }
+
+
+def gain(by: dict[str, Figures], labels: str) -> float:
+    """What the pre-training adds."""
+    return by[f"tuned {labels}"]["accuracy"] - by[f"scratch {labels}"]["accuracy"]
+
+
+def no_worse(one: Figures, other: Figures) -> float:
+    """By how much one accuracy is above the other, less a standard error of it over the test."""
+    share = other["accuracy"] / 100
+    return one["accuracy"] - other["accuracy"] + 100 * np.sqrt(share * (1 - share) / TESTED)
+
+
+def draw_directions(trained: dict[str, list[Trained]], figure: Figure):
+    """One hidden word over the steps, and the sentences at the end."""
+    figure.set_size_inches(9, 4)
+    left, right = figure.subplots(1, 2)
+    names = {"both": "both sides", "left": "left to right"}
+    runs = {text: [one.lines for one in trained[arm]] for arm, text in names.items()}
+    plots.compare(left, runs, lambda line: 100 * line["accuracy alone"], phase="evaluate")
+    left.set(ylabel="one hidden word guessed, %", ylim=(0, None))
+    draw_points(right, trained, {"tuned all": "both sides", "left tuned": "left to right"})
+    right.set(ylabel="accuracy, %", title="SST-2, fine-tuned")
+
+
+def draw_labels(trained: dict[str, list[Trained]], figure: Figure):
+    """Accuracy over the number of labels, with and without pre-training."""
+    figure.set_size_inches(6, 4)
+    axes, counts = figure.subplots(), {"200": 200, "1000": 1000, "all": 6920}
+    for color, (kind, text) in enumerate([("tuned", "pre-trained"), ("scratch", "from scratch")]):
+        values = np.array(
+            [[figures(one)["accuracy"] for one in trained[f"{kind} {count}"]] for count in counts]
+        )
+        axes.plot(list(counts.values()), values.mean(1), "-o", color=f"C{color}", label=text)
+        axes.plot(list(counts.values()), values, ".", color=f"C{color}", markersize=4)
+    axes.set(xscale="log", xlabel="labels", ylabel="accuracy, %", title="SST-2")
+    axes.set_xticks(list(counts.values()), map("{:,}".format, counts.values()))
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def draw_sizes(trained: dict[str, list[Trained]], figure: Figure):
+    """Perplexity and the accuracy that comes of it, by size."""
+    figure.set_size_inches(9, 4)
+    left, right = figure.subplots(1, 2)
+    draw_points(left, trained, {"1x64": "1x64", "both": "2x128", "4x128": "4x128"}, "perplexity")
+    left.set(ylabel="perplexity of hidden words", xlabel="layers x width")
+    draw_points(
+        right, trained, {"1x64 tuned": "1x64", "tuned all": "2x128", "4x128 tuned": "4x128"}
+    )
+    right.set(ylabel="accuracy, %", xlabel="layers x width", title="SST-2, fine-tuned")
+
+
+def draw_points(
+    axes: Axes,
+    trained: dict[str, list[Trained]],
+    names: dict[str, str],
+    figure: str = "accuracy",
+):
+    """A point for each run, and a line with the mean of each arm."""
+    for place, arm in enumerate(names):
+        values = [figures(one)[figure] for one in trained[arm]]
+        axes.hlines(np.mean(values), place - 0.25, place + 0.25, color=f"C{place}", linewidth=3)
+        axes.plot([place] * len(values), values, ".", color="black", markersize=5)
+        axes.text(place + 0.28, np.mean(values), f"{np.mean(values):.1f}", va="center", fontsize=9)
+    axes.set_xticks(range(len(names)), names.values())
+    axes.set(xlim=(-0.5, len(names) - 0.3))
+    axes.grid(alpha=0.3, axis="y")

@@ -1,0 +1,135 @@
+"""BERT, section 4: after the pre-training, labels of sentences and of pairs are learned. And what
+both have in common.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.metrics import matthews_corrcoef
+
+from experiments import simclr_probe
+from jaxhist import devices, evaluate, losses
+from jaxhist.adam import adam
+from jaxhist.algorithm import State, descend
+from jaxhist.data import sentences, wordpiece
+from jaxhist.models.bert import Classifier, Size
+from jaxhist.packed import PAD
+from jaxhist.train import Experiment, Run
+
+
+def network(config: Any) -> dict[str, Any]:
+    """What models are made with."""
+    return {
+        "vocabulary": config.vocabulary,
+        "size": Size(config.layers, config.width, config.heads, config.dropout),
+        "left_to_right": config.left_to_right,
+        "dtype": jnp.dtype(config.dtype),
+    }
+
+
+def vocabulary(config: Any, run: Run, texts: Callable = list) -> Callable:
+    """That of the run it begins with, if there is one."""
+    words = (config.start or config.words).format(seed=run.seed)
+    return wordpiece.kept(run.workdir, words, texts, config.vocabulary, config.cased)
+
+
+def optimizer(config: Any) -> optax.GradientTransformation:
+    """Appendix A.2: Adam, and a decay of 0.01. As in the authors' code, gradients have a norm of 1
+    at most, the moments do not see the decay and are not corrected, biases and norms have none."""
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        adam(-1.0, eps=1e-6, corrected=config.corrected),  # upwards; the last line turns it
+        optax.add_decayed_weights(0.01, matrices),
+        optax.scale_by_learning_rate(
+            warmed(config.rate, config.warmup, config.decay or config.steps)
+        ),
+    )
+
+
+def matrices(params: Any) -> Any:
+    """Which parameters are neither biases nor of norms."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def warmed(rate: float, warmup: int, steps: int) -> optax.Schedule:
+    """Up to the rate in a straight line, then along one that comes to 0 after `steps`."""
+    return lambda step: rate * jnp.where(step < warmup, step / max(warmup, 1), 1 - step / steps)
+
+
+def started(build: Callable, config: Any, run: Run, encoder: Any) -> State:
+    """What the run that this one begins with has learned.
+
+    Raises:
+      UserError: there is no such run, it has another encoder, or it has no checkpoint.
+    """
+    alone = lambda config, run: build(type(config)(**{**vars(config), "start": ""}), run)
+    return simclr_probe.started(alone, config, run, encoder)
+
+
+def experiment(config: Any, run: Run, build: Callable) -> Experiment:
+    """Labels are learned, with all the parameters of the encoder and the pooler.
+
+    Args:
+      config: of this run.
+      run: this run.
+      build: makes an experiment from a configuration, for the run that it begins with.
+    """
+    # Data.
+    pieces, mesh = vocabulary(config, run, lambda: data.texts()), devices.mesh(run.devices)
+    data = sentences.from_tfds(
+        config.data, pieces, config.examples, config.batch, config.length, run.seed, mesh
+    )
+
+    # Model.
+    model = Classifier(len(data.names), **network(config))
+
+    def init_model(key):
+        tokens = jnp.zeros((1, config.length), jnp.int32)
+        params = model.init(key, tokens, tokens, train=False)["params"]
+        if config.start:
+            found = started(build, config, run, params["encoder"]).params
+            params = {**params, **{name: found[name] for name in ("encoder", "pooler")}}
+        return params, ()
+
+    # Loss.
+    def loss(params, extra, batch, key):
+        inputs = batch["tokens"], batch["segment"]
+        logits = model.apply({"params": params}, *inputs, train=True, rngs={"dropout": key})
+        values = losses.categorical_cross_entropy(logits, batch["label"])
+        accuracy = jnp.mean(logits.argmax(-1) == batch["label"])
+        tokens = jnp.sum(batch["tokens"] != PAD)
+        return values, (extra, {"accuracy": accuracy, "count/tokens": tokens})
+
+    # Algorithm.
+    algorithm = descend(init_model, loss, optimizer(config))
+
+    def predict(state, batch):
+        inputs = batch["tokens"], batch["segment"]
+        logits = model.apply({"params": state.params}, *inputs, train=False)
+        values = losses.categorical_cross_entropy(logits, batch["label"])
+        return values, logits.argmax(-1), batch["label"]
+
+    outputs = evaluate.outputs(predict, mesh)
+
+    def measure(state, split):
+        values, found, label = outputs(state, data.held_out(split))
+        return {
+            "loss": float(values.mean()),
+            "accuracy": float(np.mean(found == label)),
+            "correlation": float(matthews_corrcoef(label, found)),  # Matthews's, GLUE's for CoLA
+        }
+
+    return Experiment(
+        data=data.train,
+        batch=data.batch,
+        init=algorithm.init,
+        step=algorithm.step,
+        evaluate=lambda state: measure(state, "validation"),
+        test=lambda state: measure(state, "test"),
+        steps=config.steps,
+        evaluate_every=config.evaluate_every,
+    )

@@ -1,0 +1,116 @@
+"""Labelled sentences, or pairs of them, of TFDS: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tokenizers import Tokenizer
+
+from jaxhist import UserError
+from jaxhist.algorithm import Batch, State
+from jaxhist.data import batches, prepared, wordpiece
+from jaxhist.data.images import Split, split_off
+from jaxhist.data.wordpiece import Special
+from jaxhist.packed import PAD
+
+
+class Sentences(NamedTuple):
+    """A data set as an experiment wants it: "tokens" and "segment" [B, T], "label" [B]."""
+
+    batch: Batch  # shapes and dtypes of a training batch
+    names: list[str]  # of the classes
+    train: Callable[[int, State], Batch]
+    held_out: Callable[[str], Iterator[Batch]]  # of "validation" or "test"
+    texts: Callable[[], list[str]]  # of the training data, to make a vocabulary from
+
+
+def from_tfds(
+    name: str,
+    tokenizer: Callable[[], Tokenizer],
+    examples: int,
+    batch: int,
+    length: int,
+    seed: int,
+    mesh: Mesh,
+) -> Sentences:
+    """A data set with one text or two, and a label.
+
+    Without a split `validation` a tenth of the training examples is held out. Without labels in its
+    split `test`, as in GLUE, `validation` is for the test, and that tenth for validation.
+
+    Args:
+      name: such as "glue/cola" or "glue/mrpc".
+      tokenizer: cuts texts into pieces.
+      examples: how many training examples to keep, of each label its share; 0 keeps all.
+      batch: examples in a training batch.
+      length: T; of a pair that is longer, the longer text is cut, a token at a time.
+      seed: of the run.
+      mesh: that the batches are split over.
+
+    Raises:
+      UserError: it is not there, or not made of one or two texts with a label.
+    """
+    builder, texts = prepared.labelled_texts(name)
+    if len(texts) > 2:
+        raise UserError(f"data set {name!r} has more than two texts: {', '.join(texts)}")
+
+    @functools.cache
+    def split(part: str) -> Split:
+        found = [e for e in prepared.examples(builder, part) if e["label"] >= 0]
+        read = {
+            text: np.array([example[text].decode() for example in found], object) for text in texts
+        }
+        return read | {"label": np.array([example["label"] for example in found], np.int32)}
+
+    @functools.cache
+    def load() -> dict[str, Split]:
+        parts = {
+            part: split(part)
+            for part in ("train", "validation", "test")
+            if part in builder.info.splits and len(split(part)["label"])
+        }
+        if "test" not in parts and "validation" in parts:
+            parts["test"] = parts.pop("validation")
+        if not {"train", "test"} <= parts.keys():
+            raise UserError(f"data set {name!r} has no labels to train on and to test on")
+        if "validation" not in parts:
+            tenth = len(parts["train"]["label"]) // 10
+            parts["train"], parts["validation"] = split_off(parts["train"], tenth)
+        if examples:
+            parts["train"] = split_off(parts["train"], examples)[1]
+        return parts
+
+    @functools.cache
+    def rows(part: str) -> Batch:
+        read = load()[part]
+        pieces = [wordpiece.encode(tokenizer(), read[text]) for text in texts]
+        special = wordpiece.special(tokenizer())
+        both = [row(parts, length, special) for parts in zip(*pieces, strict=True)]
+        tokens, segment = (np.stack(arrays) for arrays in zip(*both, strict=True))
+        return {"tokens": tokens, "segment": segment, "label": read["label"]}
+
+    shape = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    return Sentences(
+        {"tokens": shape, "segment": shape, "label": jax.ShapeDtypeStruct((batch,), jnp.int32)},
+        list(builder.info.features["label"].names),
+        batches.on_device(lambda: rows("train"), batch, seed, mesh, lambda batch, key: batch),
+        lambda part: batches.slices(rows(part)),
+        lambda: [text for name in texts for text in load()["train"][name]],
+    )
+
+
+def row(parts: Sequence[list[int]], length: int, special: Special) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segments, [T] each, of one or two texts."""
+    parts = [list(part) for part in parts]
+    while sum(map(len, parts)) > length - 1 - len(parts):
+        max(parts, key=len).pop()
+    tokens, segment = [special.begin], [0]
+    for number, part in enumerate(parts):
+        tokens += [*part, special.end]
+        segment += [number] * (len(part) + 1)
+    pad = lambda row, value: np.array(row + [value] * (length - len(row)), np.int32)
+    return pad(tokens, PAD), pad(segment, 0)
