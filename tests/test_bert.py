@@ -184,9 +184,9 @@ def test_a_vocabulary_that_does_not_fit_is_one_line(tmp_path):
     (tmp_path / "vocab.txt").write_text("[UNK]\n[PAD]\n")
     with pytest.raises(UserError, match="is not a vocabulary of BERT"):
         make(words=path, size=7)()
-    with pytest.raises(UserError, match="no vocabulary in .*another"):
+    with pytest.raises(UserError, match=r"no vocabulary in .*another"):
         wordpiece.kept(str(tmp_path / "run"), "another", list, 7, False)()
-    with pytest.raises(UserError, match="the alphabet of the texts has .* asks for 7"):
+    with pytest.raises(UserError, match=r"the alphabet of the texts has .* asks for 7"):
         make(words="", size=7, texts=lambda: ["the quick brown fox"])()
 
 
@@ -245,11 +245,8 @@ def test_windows_have_whole_sentences():
         [12, 12, 12, 12, 12],
         [12, 12, 13, 14, 0],
     ]
-    assert found["begins"].astype(int).tolist() == [
-        [1, 0, 1, 0, 0],
-        [1, 0, 0, 0, 0],
-        [1, 0, 0, 1, 0],
-    ]
+    begins = [[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 1, 0]]
+    assert found["begins"].astype(int).tolist() == begins
     assert found["document"].tolist() == [0, 2, 2]
     with pytest.raises(UserError, match="no two words"):
         masked.windows([[[5]]], 5)
@@ -271,9 +268,8 @@ def test_half_of_the_segments_follow():
     found = jax.device_get(pair(batch, jax.random.key(0)))
     assert abs(found["follows"].mean() - 0.5) < 0.035
     cuts = []
-    for row, segment, follows, d in zip(
-        *(found[n] for n in ("tokens", "segment", "follows")), document
-    ):
+    arrays = found["tokens"], found["segment"], found["follows"], document
+    for row, segment, follows, d in zip(*arrays, strict=True):
         real = row[row != packed.PAD]
         end, last = np.flatnonzero(real == SPECIAL.end)
         a, b = real[1:end], real[end + 1 : last]

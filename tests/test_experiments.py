@@ -1,15 +1,18 @@
 """What holds for every experiment, on networks so small that it takes seconds."""
 
 import dataclasses
+from pydoc_data.topics import topics
 
 import jax
 import numpy as np
 import pytest
+from conftest import needs
 
 from experiments import (
     adam,
     alexnet,
     attention,
+    bert,
     dqn,
     gan,
     gan_samples,
@@ -22,18 +25,20 @@ from experiments import (
 from jaxhist import devices, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
-from jaxhist.data import translation
+from jaxhist.data import english, masked, translation
 from jaxhist.train import Run, train
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 BRIEF = {"batch": 16, "steps": 6, "evaluate_every": 3}
+LABELS = {"learn": "labels", "data": "sst_binary", "layers": 1, "warmup": 0}
 
 
-def tiny(module, preset, **changes):
+def tiny(module, preset, *marks, **changes):
     """The script, and a preset of it made small."""
     config = dataclasses.replace(module.PRESETS[preset], **BRIEF, **changes)
-    return pytest.param(module, config, id=f"{module.__name__.split('.')[1]} {preset}")
+    name = f"{module.__name__.split('.')[1]} {changes.get('data', preset)}"
+    return pytest.param(module, config, id=name, marks=marks)
 
 
 EVERY = pytest.mark.parametrize(
@@ -59,6 +64,8 @@ EVERY = pytest.mark.parametrize(
             length=32,
             beams=2,
         ),
+        tiny(bert, "small", vocabulary=300, layers=1, width=8, length=32, warmup=0),
+        tiny(bert, "small", needs("sst_binary"), vocabulary=300, width=8, length=32, **LABELS),
         tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
     ],
 )
@@ -66,10 +73,17 @@ EVERY = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """What measures samples learns for an epoch; numbers to be translated are few and short."""
+    """What measures samples learns for an epoch; numbers to be translated are few and short, and so
+    are documents."""
     monkeypatch.setattr(gan_samples, "SEEN", 1)
     monkeypatch.setattr(translation, "HELD_OUT", 16)
     monkeypatch.setattr(translation, "DIGITS", 4)
+    monkeypatch.setattr(masked, "HELD_OUT", 16)
+    monkeypatch.setattr(english, "python", few_documents)
+
+
+def few_documents(split):
+    return [text[:1500] for text in list(topics.values())[:8]]
 
 
 @EVERY
