@@ -184,10 +184,12 @@ DIRECTIONS = {
     "tuned all": labels(BOTH, start="both" + SEED),
     "left tuned": labels(LEFT, start="left" + SEED),
 }
-FEW = {"both": BOTH}
-for count in LABELS:
-    FEW[f"tuned {count or 'all'}"] = labels(BOTH, count, start="both" + SEED)
-    FEW[f"scratch {count or 'all'}"] = labels(BOTH, count, words="both" + SEED)
+BEGINS = {"tuned": {"start": "both" + SEED}, "scratch": {"words": "both" + SEED}}
+FEW = {"both": BOTH} | {
+    f"{kind} {count or 'all'}": labels(BOTH, count, **begins)
+    for count in LABELS
+    for kind, begins in BEGINS.items()
+}
 TUNED_SIZES = {
     "1x64 tuned": labels(SIZES["1x64"], start="1x64" + SEED),
     "tuned all": DIRECTIONS["tuned all"],

@@ -3,6 +3,7 @@ both have in common.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ def network(config: Any) -> dict[str, Any]:
     }
 
 
-def vocabulary(config: Any, run: Run, texts: Callable = list) -> Callable:
+def vocabulary(config: Any, run: Run, texts: Callable) -> Callable:
     """That of the run it begins with, if there is one."""
     words = (config.start or config.words).format(seed=run.seed)
     return wordpiece.kept(run.workdir, words, texts, config.vocabulary, config.cased)
@@ -66,7 +67,7 @@ def started(build: Callable, config: Any, run: Run, encoder: Any) -> State:
     Raises:
       UserError: there is no such run, it has another encoder, or it has no checkpoint.
     """
-    alone = lambda config, run: build(type(config)(**{**vars(config), "start": ""}), run)
+    alone = lambda config, run: build(replace(config, start=""), run)
     return simclr_probe.started(alone, config, run, encoder)
 
 

@@ -13,7 +13,7 @@ from conftest import needs
 
 from experiments import bert as experiment
 from experiments import bert_tuning, bert_words
-from jaxhist import UserError, cli, packed
+from jaxhist import UserError, cli, devices, packed
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import tested
 from jaxhist.data import english, masked, sentences, wordpiece
@@ -171,6 +171,13 @@ def test_a_word_of_more_than_100_characters_is_unknown(tmp_path):
     tokenizer = wordpiece.read(vocabulary(tmp_path, "a", "##a"), cased=False)
     assert tokenizer.encode("a" * 100).tokens == ["a"] + ["##a"] * 99
     assert tokenizer.encode("a" * 101).tokens == ["[UNK]"]
+
+
+def test_the_same_texts_give_the_same_pieces():
+    texts = english.python("train")
+    vocabularies = [wordpiece.trained(texts, 400, cased=False).get_vocab() for _ in range(3)]
+    assert vocabularies[0] == vocabularies[1] == vocabularies[2] and len(vocabularies[0]) == 400
+    assert sorted(vocabularies[0], key=vocabularies[0].get)[:5] == list(wordpiece.SPECIAL)
 
 
 def test_a_vocabulary_that_does_not_fit_is_one_line(tmp_path):
@@ -358,6 +365,49 @@ def test_left_to_right_nothing_is_hidden():
 def test_without_pairs_every_segment_follows():
     assert (batch_of(0, pairs=False)["follows"] == 1).all()
     assert 0 < np.mean([batch_of(0)["follows"], batch_of(1)["follows"]]) < 1
+
+
+@pytest.mark.parametrize("left_to_right", [False, True])
+def test_of_what_is_held_out_one_word_is_hidden_alone(left_to_right):
+    make = lambda: wordpiece.trained(english.python("train"), 300, cased=False)
+    corpus = masked.corpus(
+        english.python, make, 300, 8, 32, True, left_to_right, 0, devices.mesh(1)
+    )
+    first, second = corpus.held_out("validation")
+    assert {name: array.shape for name, array in first.items() if name != "alone"} == {
+        name: array.shape for name, array in corpus.batch.items()
+    }
+    for batch in (first["alone"], second["alone"]):
+        rows, places = np.nonzero(batch["tokens"] == SPECIAL.mask)
+        np.testing.assert_array_equal(rows, np.arange(8))
+        np.testing.assert_array_equal(places, batch["position"][:, 0] + left_to_right)
+        assert (batch["label"] > SPECIAL.mask).any() and (batch["label"] != packed.PAD).all()
+
+
+def test_documents_are_of_one_split_alone():
+    parts = [english._part(range(120), split) for split in ("train", "validation", "test")]
+    assert sorted(sum(parts, [])) == list(range(120)) and parts[1:] == [[0, 50, 100], [1, 51, 101]]
+    with pytest.raises(UserError, match="3 documents are too few"):
+        english._part(range(3), "train")
+
+
+def test_docstrings_of_a_module_are_one_document(tmp_path):
+    path = tmp_path / "some.py"
+    path.write_text('"""The module."""\nraise RuntimeError\ndef f():\n    """Does it."""\n')
+    assert english._docstrings(path) == "The module.\n\nDoes it."
+    assert any(path.name == "textwrap.py" for path in english._modules())
+
+
+@needs("english_documents")
+def test_documents_of_tfds():
+    texts = english.named("english_documents")("validation")
+    assert len(texts) == 67 and all(isinstance(text, str) and text for text in texts)
+
+
+@needs("mnist")
+def test_a_set_without_documents_is_refused():
+    with pytest.raises(UserError, match="'mnist' has no texts text"):
+        english.named("mnist")("train")
 
 
 def test_the_rate_rises_then_falls_to_nothing():

@@ -33,12 +33,20 @@ def trained(texts: Iterable[str], size: int, cased: bool) -> Tokenizer:
     Not in the paper: the most frequent pair of pieces becomes one, as in byte pair encoding, until
     there are `size`. How its authors made theirs was not published.
     """
-    tokenizer = _tokenizer(models.WordPiece(unk_token="[UNK]"), cased)
+    texts, empty = list(texts), _tokenizer({}, cased)
+    letters = set().union(*map(empty.normalizer.normalize_str, texts))
+    word = empty.pre_tokenizer.pre_tokenize_str
+    inside = [f"##{c}" for c in sorted(letters) if [w for w, _ in word(f"a{c}")] == [f"a{c}"]]
+    # Those that it is not given here the library numbers otherwise every time, and then breaks ties
+    # by the numbers (huggingface/tokenizers, issue 1794).
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), limit_alphabet=1000, show_progress=False
+        vocab_size=size,
+        special_tokens=[*SPECIAL, *inside],
+        limit_alphabet=1000,
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    empty.train_from_iterator(texts, trainer)
+    return _tokenizer(empty.get_vocab(), cased)
 
 
 def read(path: epath.PathLike, cased: bool) -> Tokenizer:
@@ -56,10 +64,7 @@ def read(path: epath.PathLike, cased: bool) -> Tokenizer:
             f"{path} is not a vocabulary of BERT: its first line is [PAD], and others are "
             f"{', '.join(SPECIAL[1:])}"
         )
-    vocabulary = {piece: number for number, piece in enumerate(lines)}
-    tokenizer = _tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"), cased)
-    tokenizer.add_special_tokens(list(SPECIAL))
-    return tokenizer
+    return _tokenizer({piece: number for number, piece in enumerate(lines)}, cased)
 
 
 def kept(
@@ -107,9 +112,10 @@ def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
-def _tokenizer(model: models.Model, cased: bool) -> Tokenizer:
-    tokenizer = Tokenizer(model)
+def _tokenizer(vocabulary: dict[str, int], cased: bool) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=not cased, strip_accents=not cased)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([piece for piece in SPECIAL if piece in vocabulary])
     return tokenizer
