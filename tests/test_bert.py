@@ -386,7 +386,9 @@ def test_of_what_is_held_out_one_word_is_hidden_alone(left_to_right):
 
 def test_documents_are_of_one_split_alone():
     parts = [english._part(range(120), split) for split in ("train", "validation", "test")]
-    assert sorted(sum(parts, [])) == list(range(120)) and parts[1:] == [[0, 50, 100], [1, 51, 101]]
+    train, *others = parts
+    assert others == [[0, 50, 100], [1, 51, 101]]
+    assert train == [i for i in range(120) if i not in (*others[0], *others[1])]
     with pytest.raises(UserError, match="3 documents are too few"):
         english._part(range(3), "train")
 
@@ -408,6 +410,31 @@ def test_documents_of_tfds():
 def test_a_set_without_documents_is_refused():
     with pytest.raises(UserError, match="'mnist' has no texts text"):
         english.named("mnist")("train")
+
+
+@pytest.mark.parametrize(
+    "name, counts",
+    [
+        pytest.param("sst_binary", (872, 1821), marks=needs("sst_binary")),
+        pytest.param("glue/cola", (855, 1043), marks=needs("glue/cola")),  # its test has no labels
+    ],
+)
+def test_labelled_sentences(tmp_path, name, counts):
+    tokenizer = lambda: wordpiece.read(vocabulary(tmp_path, "the", "a", "film"), cased=False)
+    data = sentences.from_tfds(name, tokenizer, 50, 50, 16, 0, devices.mesh(1))
+    batch = jax.device_get(data.train(0, None))
+    again = jax.device_get(data.train(7, None))  # all 50, in another order
+    sort = lambda batch: sorted(map(tuple, np.c_[batch["tokens"], batch["label"]].tolist()))
+    assert sort(batch) == sort(again) and not np.array_equal(batch["tokens"], again["tokens"])
+    assert set(batch["label"].tolist()) == {0, 1} and len(data.names) == 2
+    found = [np.concatenate([b["label"] for b in data.held_out(s)]) for s in ("validation", "test")]
+    assert tuple(map(len, found)) == counts and all(set(label) == {0, 1} for label in found)
+
+
+@needs("mnist")
+def test_a_set_without_sentences_is_refused():
+    with pytest.raises(UserError, match="'mnist' has no text with a label"):
+        sentences.from_tfds("mnist", list, 0, 8, 16, 0, devices.mesh(1))
 
 
 def test_the_rate_rises_then_falls_to_nothing():
