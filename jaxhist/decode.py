@@ -49,14 +49,40 @@ def sample(
     count: int,
     length: int,
     key: Key,
-    temperature: float = 1.0,
+    adjust: Callable[[Array], Array] = lambda logits: logits,
 ) -> Decoded:
-    """Tokens drawn from softmax(logits / temperature). The others: as in `greedy`."""
+    """Tokens drawn from softmax(adjust(logits)). The others: as in `greedy`."""
 
     def choose(log_p, index):
-        return jax.random.categorical(jax.random.fold_in(key, index), log_p / temperature)
+        return jax.random.categorical(jax.random.fold_in(key, index), adjust(log_p))
 
     return _one_by_one(next_token, memory, cache, count, length, choose)
+
+
+def temperature(logits: Array, value: float) -> Array:
+    """softmax(logits / value): the nearer to 0, the more often the most probable one. [N, V]"""
+    return logits / value
+
+
+def top_k(logits: Array, k: int) -> Array:
+    """The k most probable ones; -inf for the others. [N, V]
+
+    Fan et al., arXiv:1805.04833, section 5.4.
+    """
+    least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def nucleus(logits: Array, p: float) -> Array:
+    """The fewest that together have a probability of p or more; -inf for the others. [N, V]
+
+    Holtzman et al., arXiv:1904.09751, equation 2.
+    """
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    probability = jax.nn.softmax(ordered)
+    before = jnp.cumsum(probability, -1) - probability  # of those that are more probable
+    least = jnp.min(jnp.where(before < p, ordered, jnp.inf), -1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def _one_by_one(next_token, memory, cache, count, length, choose) -> Decoded:

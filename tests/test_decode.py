@@ -102,17 +102,41 @@ def test_length_penalty_is_that_of_the_paper():
 
 def test_samples_have_the_chances_of_the_model():
     memory = jnp.tile(jnp.asarray(TABLE[:1]), (4000, 1, 1))
-    draw = jax.jit(
-        lambda key, t: (
-            decode.sample(next_token, memory, jnp.zeros(4000, jnp.int32), 4000, L, key, t).tokens
-        )
-    )
+
+    @jax.jit
+    def draw(key, t):
+        adjust = lambda logits: decode.temperature(logits, t)
+        cache = jnp.zeros(4000, jnp.int32)
+        return decode.sample(next_token, memory, cache, 4000, L, key, adjust).tokens
+
     tokens = draw(jax.random.key(0), 1.0)
     got = np.bincount(tokens[:, 0], minlength=V) / 4000
     np.testing.assert_allclose(got, np.exp(LOG_P[0, 0]), atol=0.03)
     assert (np.asarray(tokens)[tokens[:, 0] == EOS, 1:] == PAD).all()
     cold = draw(jax.random.key(0), 1e-4)
     assert (cold == cold[:1]).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 12, 50])
+def test_top_k_keeps_the_most_probable(k):
+    logits = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
+    least = np.sort(logits, 1)[:, -min(k, 12)]
+    want = np.where(logits >= least[:, None], logits, -np.inf)
+    np.testing.assert_array_equal(decode.top_k(jnp.asarray(logits), k), want)
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 1.0])
+def test_a_nucleus_is_the_fewest_that_have_p(p):
+    logits = np.random.default_rng(1).normal(size=(5, 12), scale=2).astype(np.float32)
+    probability = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for row, got, chance in zip(logits, decode.nucleus(logits, p), probability, strict=True):
+        kept, total = set(), 0.0
+        for token in np.argsort(-row):
+            if total < min(p, 1 - 1e-6):
+                kept.add(int(token))
+                total += chance[token]
+        assert set(np.flatnonzero(np.isfinite(got)).tolist()) == kept
+        np.testing.assert_array_equal(got[np.isfinite(got)], row[np.isfinite(got)])
 
 
 def test_cached_and_uncached_decoding_agree():
