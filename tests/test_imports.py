@@ -23,6 +23,7 @@ HISTORY = [
     "resnet_v2",
     "transformer",
     "bert",
+    "gpt",
     "simclr",
 ]
 
