@@ -4,12 +4,21 @@ A vocabulary is a `Tokenizer` of Hugging Face's tokenizers. It is made from the 
 and kept in the run's directory: a run that goes on reads it and never makes another.
 """
 
+import collections
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from etils import epath
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from jaxhist import UserError
 from jaxhist.files import failing_in_one_line, write_durably
@@ -32,6 +41,35 @@ def subwords(texts: Iterable[str], size: int) -> Tokenizer:
         vocab_size=size, special_tokens=list(SPECIAL), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def byte_pairs(texts: Iterable[str], size: int) -> Tokenizer:
+    """Byte pair encoding that begins with the 256 bytes, so that no text is unknown (GPT-2, section
+    2.2). A space belongs to the word behind it, and no pair crosses from letters to other signs."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def characters(texts: Iterable[str], size: int) -> Tokenizer:
+    """The most frequent characters, in their order; any other is [UNK]."""
+    counts = collections.Counter()
+    for text in texts:
+        counts.update(text)
+    most = sorted(character for character, _ in counts.most_common(size - len(SPECIAL)))
+    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *most])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[-1]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 

@@ -1,0 +1,205 @@
+"""Documents as a stream of tokens: Python's documentation, pairs of letters, TFDS sets of texts.
+
+The documents stand one behind the other, each with EOS at its end, and a window is any piece of
+that stream: it may begin within a document and have the beginning of another (GPT-3, appendix B).
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tokenizers import Tokenizer
+
+from jaxhist import UserError, devices
+from jaxhist.algorithm import Batch, State, keys
+from jaxhist.data import batches, english, prepared, text
+from jaxhist.packed import SPECIAL
+
+HELD_OUT = 1_000_000  # characters at most, to validate on and to test on
+SAMPLE = 100_000_000  # characters at most, from which a vocabulary is made
+LARGE = 1 << 27  # bytes of a data set, above which it is not read whole
+
+Unit = Literal["bytes", "characters"]
+MAKE = {"bytes": text.byte_pairs, "characters": text.characters}
+LEAST = {"bytes": 256 + len(SPECIAL), "characters": 1 + len(SPECIAL)}  # of a vocabulary
+
+Documents = Callable[[str], Sequence[str]]  # of "train", "validation" or "test"
+
+
+class Corpus(NamedTuple):
+    """A text as an experiment wants it."""
+
+    batch: Batch  # shapes and dtypes of a training batch: "tokens", [B, T + 1]
+    train: Callable[[int, State], Batch]  # (step, state) -> windows, each anywhere in the stream
+    windows: Callable[[str], Iterator[Batch]]  # of "validation" or "test", end to end
+    tokens_per_character: Callable[[str], float]  # of "validation" or "test"
+    vocabulary: Callable[[], Tokenizer]
+
+
+def named(
+    name: str,
+    unit: Unit,
+    vocabulary: int,
+    batch: int,
+    length: int,
+    share: float,
+    seed: int,
+    workdir: str,
+    mesh: Mesh,
+) -> Corpus:
+    """A corpus in batches.
+
+    Args:
+      name: "python", "letters", or a TFDS data set with a `text`.
+      unit: what a vocabulary begins with. Bytes are merged, characters are not.
+      vocabulary: how many tokens it has at most.
+      batch: windows in a training batch.
+      length: T, the tokens to be predicted in a window.
+      share: of the training text, from its beginning.
+      seed: of the run.
+      workdir: of the run, where its vocabulary is kept.
+      mesh: that the batches are split over.
+
+    Raises:
+      UserError: a size makes no sense; and, when data are asked for, that the data set is not
+        there, or has no such text.
+    """
+    if vocabulary < LEAST[unit]:
+        raise UserError(f"a vocabulary of {unit} has {LEAST[unit]} tokens at least: {vocabulary}")
+    if not 0 < share <= 1:
+        raise UserError(f"a share of the text is above 0 and at most 1, not {share}")
+    documents = {"python": english.python, "letters": letters}.get(name) or from_tfds(name)
+
+    def make() -> Tokenizer:
+        return MAKE[unit](_first(documents("train"), SAMPLE), vocabulary)
+
+    tokenizer = text.kept(workdir, "vocabulary.json", make)
+
+    def encode(documents: Sequence[str]) -> np.ndarray:
+        return np.concatenate([np.int32(ids) for ids in text.encode(tokenizer(), documents)])
+
+    @functools.cache
+    def held_out(split: str) -> tuple[np.ndarray, int]:
+        """The stream, and how many characters it has."""
+        chosen = _first(documents(split), HELD_OUT)
+        return encode(chosen), sum(map(len, chosen))
+
+    def windows(split: str) -> Iterator[Batch]:
+        """Each token but the first is predicted once. What is behind the end is PAD."""
+        stream, _ = held_out(split)
+        rows = [stream[i : i + length + 1] for i in range(0, len(stream) - 1, length)]
+        return batches.slices({"tokens": text.padded(rows, length + 1)}, batch)
+
+    @functools.cache
+    def stream() -> jax.Array:
+        whole = encode(documents("train"))
+        kept = whole[: round(share * len(whole))]
+        if len(kept) <= length:
+            raise UserError(f"the {len(kept)} tokens to train on are no more than {length}")
+        return jax.device_put(kept, devices.whole(mesh))
+
+    key = keys(seed).order
+
+    @functools.partial(jax.jit, out_shardings=devices.split(mesh))
+    def cut(stream: jax.Array, step: jax.Array) -> Batch:
+        highest = len(stream) - length
+        begin = jax.random.randint(jax.random.fold_in(key, step), (batch, 1), 0, highest)
+        return {"tokens": stream[begin + jnp.arange(length + 1)[None]]}
+
+    def drawn(_: int, random: np.random.Generator) -> Batch:
+        """A window of documents that are drawn, since there are too many to be read."""
+        every, row = documents("train"), []
+        count = max(1, int(share * len(every)))
+        while len(row) <= length:
+            row += text.encode(tokenizer(), [every[int(random.integers(count))]])[0]
+        begin = random.integers(len(row) - length)
+        return {"tokens": np.array(row[begin : begin + length + 1], np.int32)}
+
+    def endless() -> Sequence[int]:
+        tokenizer()  # made here, not by many threads at once
+        return range(1 << 20)
+
+    streamed = batches.streamed(endless, drawn, batch, seed, mesh, lambda batch, key: batch)
+
+    def train(step: int, state: State) -> Batch:
+        if isinstance(documents("train"), list):
+            return cut(stream(), step)
+        return streamed(step, state)
+
+    def tokens_per_character(split: str) -> float:
+        stream, characters = held_out(split)
+        return len(stream) / characters
+
+    shape = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
+    return Corpus({"tokens": shape}, train, windows, tokens_per_character, tokenizer)
+
+
+def _first(documents: Sequence[str], characters: int) -> list[str]:
+    """As many as have so many characters together."""
+    chosen, total = [], 0
+    for document in documents:
+        if total >= characters:
+            break
+        chosen.append(document)
+        total += len(document)
+    return chosen
+
+
+ALPHABET = "abcdefghij"
+PAIRS = 10  # in a document
+
+
+@functools.cache
+def letters(split: str) -> list[str]:
+    """Documents of pairs of letters, a pair to a line: the second is so many places behind the
+    first, cyclically, as many in all pairs of a document. So the first pair says what is asked."""
+    number, count = {"train": (0, 20_000), "validation": (1, 500), "test": (2, 500)}[split]
+    random = np.random.default_rng(number)
+    first = random.integers(len(ALPHABET), size=(count, PAIRS))
+    second = (first + random.integers(len(ALPHABET), size=(count, 1))) % len(ALPHABET)
+    pair = lambda x, y: ALPHABET[x] + ALPHABET[y]
+    return ["\n".join(map(pair, *rows)) for rows in zip(first, second, strict=True)]
+
+
+class Texts(Sequence[str]):
+    """Every so many of the examples of a TFDS data set, each read when it is asked for."""
+
+    def __init__(self, examples: Sequence[dict], begin: int = 0, every: int = 1):
+        self.examples, self.places = examples, range(begin, len(examples), every)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> str:
+        return self.examples[self.places[index]]["text"].decode()
+
+
+def from_tfds(name: str) -> Documents:
+    """A TFDS data set with a `text`, and the splits train and validation, or test, or both; if it
+    has one, every other text of that one is to validate on. One above `LARGE` is not read whole.
+
+    Args:
+      name: such as "tiny_shakespeare".
+
+    Raises (when documents are asked for):
+      UserError: it is not there, or has no such texts or splits.
+    """
+
+    @functools.cache
+    def documents(split: str) -> Sequence[str]:
+        builder = prepared.parallel_texts(name, ("text",))
+        others = [one for one in ("validation", "test") if one in builder.info.splits]
+        if not others:
+            raise UserError(f"data set {name!r} has no texts to validate on")
+        if split == "train":
+            texts = Texts(prepared.examples(builder, split))
+            return texts if builder.info.dataset_size > LARGE else list(texts)
+        if len(others) == 2:
+            return Texts(prepared.examples(builder, split))
+        return Texts(prepared.examples(builder, others[0]), ("validation", "test").index(split), 2)
+
+    return documents
