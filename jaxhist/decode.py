@@ -67,7 +67,7 @@ def temperature(logits: Array, value: float) -> Array:
 def top_k(logits: Array, k: int) -> Array:
     """The k most probable ones; -inf for the others. [N, V]
 
-    Fan et al., arXiv:1805.04833, section 5.4.
+    Fan et al., arXiv:1805.04833.
     """
     least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
     return jnp.where(logits >= least, logits, -jnp.inf)
@@ -76,7 +76,7 @@ def top_k(logits: Array, k: int) -> Array:
 def nucleus(logits: Array, p: float) -> Array:
     """The fewest that together have a probability of p or more; -inf for the others. [N, V]
 
-    Holtzman et al., arXiv:1904.09751, equation 2.
+    Holtzman et al., arXiv:1904.09751, section 3.1.
     """
     ordered = jnp.sort(logits, axis=-1, descending=True)
     probability = jax.nn.softmax(ordered)

@@ -17,6 +17,8 @@ from experiments import (
     gan,
     gan_samples,
     googlenet,
+    gpt,
+    gpt_text,
     regression,
     seq2seq,
     simclr,
@@ -66,6 +68,9 @@ EVERY = pytest.mark.parametrize(
         ),
         tiny(bert, "small", vocabulary=300, layers=1, width=8, length=32, warmup=0),
         tiny(bert, "small", needs("sst_binary"), vocabulary=300, width=8, length=32, **LABELS),
+        tiny(
+            gpt, "small", data="letters", vocabulary=262, layers=2, width=16, heads=2, dropout=0.1
+        ),
         tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
     ],
 )
@@ -74,11 +79,12 @@ EVERY = pytest.mark.parametrize(
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
     """What measures samples learns for an epoch; numbers to be translated are few and short, and so
-    are documents."""
+    are documents; questions are few."""
     monkeypatch.setattr(gan_samples, "SEEN", 1)
     monkeypatch.setattr(translation, "HELD_OUT", 16)
     monkeypatch.setattr(translation, "DIGITS", 4)
     monkeypatch.setattr(masked, "HELD_OUT", 16)
+    monkeypatch.setattr(gpt_text, "QUESTIONS", 16)
     monkeypatch.setattr(english, "python", few_documents)
 
 

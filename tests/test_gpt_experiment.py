@@ -1,0 +1,351 @@
+"""GPT's data, questions, completions, recipe and scaling laws."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import needs
+from matplotlib.figure import Figure
+
+from experiments import gpt, gpt_claims, gpt_recipe, gpt_text
+from jaxhist import UserError, cli, devices, shots
+from jaxhist.claims import Trained
+from jaxhist.data import language, text
+from jaxhist.models.gpt import GPT, Size
+from jaxhist.packed import EOS, PAD, UNK
+from jaxhist.shots import Question
+from jaxhist.train import Run, train
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
+TINY = dataclasses.replace(
+    gpt.PRESETS["small"],
+    data="letters",
+    unit="characters",
+    vocabulary=14,
+    layers=2,
+    width=16,
+    heads=2,
+    length=32,
+    batch=8,
+    steps=2,
+    evaluate_every=2,
+)
+
+# Data
+
+
+def corpus(name="letters", seed=0, **changes):
+    options = {"unit": "characters", "vocabulary": 14, "batch": 8, "length": 40, "share": 1.0}
+    options |= {"workdir": "", "mesh": devices.mesh(1)} | changes
+    return language.named(name, seed=seed, **options)
+
+
+ODD = ["Grüße, 東京!\n\n  x = {'a': 1}\t# 100 %\n", "\u200bé e\u0301 \x00"]
+
+
+def test_bytes_make_every_text():
+    vocabulary = text.byte_pairs(["the cat sat on the mat"] * 3, 270)
+    assert vocabulary.get_vocab_size() == 270 == 3 + 256 + 11
+    assert vocabulary.token_to_id("Ġthe") is not None  # the space belongs to the word behind it
+    rows = text.padded(text.encode(vocabulary, ODD))
+    assert text.decode(vocabulary, rows) == ODD and (rows != UNK).all()
+    documents = language.letters("validation")
+    assert len({text.byte_pairs(documents, 300).to_str() for _ in range(3)}) == 1
+
+
+def test_characters_are_the_most_frequent():
+    vocabulary = text.characters(["aab\n", "ba\nc"], 6)
+    assert [vocabulary.id_to_token(i) for i in range(3, 6)] == ["\n", "a", "b"]
+    ((*tokens, end),) = text.encode(vocabulary, ["ab\nca"])
+    assert (tokens, end) == ([4, 5, 3, UNK, 4], EOS)
+    assert text.decode(vocabulary, np.array([[4, 5, 3, 4, EOS]])) == ["ab\na"]
+
+
+def test_a_window_is_a_piece_of_the_stream():
+    """It may begin anywhere, and goes on from one document to the next."""
+    letters = corpus()
+    stream = np.concatenate(text.encode(letters.vocabulary(), language.letters("train")))
+    written = "".join(map(chr, stream))
+    batch = jax.device_get(letters.train(3, None))["tokens"]
+    assert batch.shape == letters.batch["tokens"].shape == (8, 41)
+    assert all("".join(map(chr, row)) in written for row in batch)
+    assert (batch == EOS).any(1).all()  # a document has 30 tokens
+    rows = np.concatenate([jax.device_get(letters.train(i, None))["tokens"] for i in range(8)])
+    assert len(set((rows == EOS).argmax(1).tolist())) > 20  # of 30 places to begin
+
+
+def test_a_batch_is_a_function_of_the_seed_and_the_step():
+    batch = lambda step, **changes: jax.device_get(corpus(**changes).train(step, None)["tokens"])
+    want = batch(5)
+    np.testing.assert_array_equal(batch(5), want)
+    assert (batch(6) != want).any() and (batch(5, seed=1) != want).any()
+
+
+def test_held_out_tokens_are_predicted_once():
+    letters = corpus(length=32)
+    stream = np.concatenate(text.encode(letters.vocabulary(), language.letters("test")))
+    rows = np.concatenate([batch["tokens"] for batch in letters.windows("test")])
+    assert rows.shape[1] == 33 and (rows[1:, 0] == rows[:-1, -1]).all()
+    targets = rows[:, 1:].ravel()
+    np.testing.assert_array_equal(targets[: len(stream) - 1], stream[1:])
+    assert (targets[len(stream) - 1 :] == PAD).all()
+    assert letters.tokens_per_character("test") == 30 / 29
+
+
+def test_a_share_is_the_beginning_of_the_text():
+    few = corpus(share=0.0001)  # 60 tokens
+    stream = np.concatenate(text.encode(few.vocabulary(), language.letters("train")))[:60]
+    written = "".join(map(chr, stream))
+    rows = jax.device_get(few.train(0, None))["tokens"]
+    assert all("".join(map(chr, row)) in written for row in rows)
+
+
+def test_letters_of_a_document_are_shifted_alike():
+    for document in language.letters("validation")[:20]:
+        places = [[language.ALPHABET.index(x) for x in pair] for pair in document.split("\n")]
+        assert len({(y - x) % 10 for x, y in places}) == 1 and len(places) == language.PAIRS
+    assert not set(language.letters("test")) & set(language.letters("train"))
+
+
+@needs("tiny_shakespeare")
+def test_shakespeare_is_characters():
+    plays = corpus("tiny_shakespeare", vocabulary=68)
+    row = jax.device_get(plays.train(0, None))["tokens"][0]
+    said = text.decode(plays.vocabulary(), row[None])[0]
+    assert len(said) == 41 and said in language.from_tfds("tiny_shakespeare")("train")[0]
+    assert plays.vocabulary().get_vocab_size() == 68
+
+
+@needs("english_documents")
+def test_a_large_set_is_not_read_whole(monkeypatch):
+    monkeypatch.setattr(language, "LARGE", 0)
+    monkeypatch.setattr(language, "SAMPLE", 10_000)
+    make = lambda: corpus("english_documents", unit="bytes", vocabulary=300, batch=2)
+    rows = jax.device_get(make().train(1, None))["tokens"]
+    assert rows.shape == (2, 41) and (rows != PAD).all()
+    np.testing.assert_array_equal(jax.device_get(make().train(1, None))["tokens"], rows)
+    documents = language.from_tfds("english_documents")  # which has no test
+    assert len(documents("validation")) == len(documents("test")) == 34
+    assert documents("validation")[0] != documents("test")[0]
+
+
+def test_what_cannot_be_read_is_said_in_one_line():
+    with pytest.raises(UserError, match="vocabulary of bytes has 259 tokens at least: 100"):
+        corpus(unit="bytes", vocabulary=100)
+    with pytest.raises(UserError, match=r"share of the text is above 0 and at most 1, not 1\.5"):
+        corpus(share=1.5)
+    with pytest.raises(UserError, match="prepare it"):
+        corpus("no_such_texts").train(0, None)
+    with pytest.raises(UserError, match="tokens to train on are no more than 40"):
+        corpus(share=1e-5).train(0, None)
+
+
+# Questions
+
+LETTERS = text.characters(language.letters("test"), 14)
+QUESTIONS = [
+    Question(["ab", "bc"], "c", "def", 0),
+    Question(["aj", "ca"], "d", "cab", 1),
+]
+
+
+def test_an_option_stands_behind_k_demonstrations():
+    rows = shots.rows(LETTERS, QUESTIONS, 1, 32)
+    assert rows["tokens"].shape == (6, 17)
+    ids = lambda said: LETTERS.encode(said).ids
+    want = [EOS, *ids("ab\nce"), *[PAD] * 11]
+    assert rows["tokens"][1].tolist() == want
+    assert (rows["begin"] == 4).all() and (rows["end"] == 5).all()  # of what is predicted
+    assert shots.rows(LETTERS, QUESTIONS, 0, 9)["tokens"].shape == (6, 10)
+    with pytest.raises(UserError, match="2 demonstrations are 8 tokens, more than 7"):
+        shots.rows(LETTERS, QUESTIONS, 2, 7)
+
+
+def test_the_likeliest_option_is_the_answer():
+    """To a model that finds `d` twice as likely as `a`, and that as `c`, whatever it has read."""
+    chances = np.zeros(14, np.float32)
+    for letter, chance in {"d": 2.0, "a": 1.0}.items():
+        chances[LETTERS.encode(letter).ids] = chance
+
+    def predict(state, tokens):
+        return jnp.broadcast_to(jnp.asarray(chances), (*tokens.shape, 14))
+
+    accuracy = shots.accuracy(predict, LETTERS, 32, devices.mesh(1))
+    assert accuracy(None, QUESTIONS, 2) == 1.0
+    wrong = Question([], "b", ["e", "dd", "a"], 2)
+    assert accuracy(None, [*QUESTIONS, wrong], 0) == pytest.approx(2 / 3)
+
+
+def test_the_last_pair_of_a_document_is_asked_for():
+    document = language.letters("test")[0]
+    question = gpt_text.asked(document)
+    lines = document.split("\n")
+    assert list(question.demonstrations) == lines[:8] and lines[8][0] == question.question
+    assert question.options[question.answer] == lines[8][1]
+
+
+# Completions
+
+
+def test_a_text_goes_on_as_without_a_cache():
+    """Also where the window is full and begun again."""
+    model = GPT(9, Size(2, 8, 2), 6)
+    random = np.random.default_rng(5)
+    tree = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), train=False)
+    )["params"]
+    params = jax.tree.map(lambda a: random.normal(size=a.shape).astype(np.float32), tree)
+    adjust = lambda logits: 0.3 * logits.at[:, EOS].set(-jnp.inf)
+    key = jax.random.key(0)
+    stream = gpt_text.completions(model, params, [3, 4], adjust, key)
+    got = list(itertools.islice(stream, 12))
+
+    predict = jax.jit(lambda tokens: model.apply({"params": params}, tokens, train=False))
+    written, seen = [3, 4], [3, 4]
+    for _ in range(12):
+        logits = predict(text.padded([seen], 6))[:, len(seen) - 1].at[:, PAD].set(-jnp.inf)
+        drawn = jax.random.categorical(jax.random.fold_in(key, len(written)), adjust(logits))
+        written.append(int(drawn[0]))
+        seen = [*seen, written[-1]] if len(seen) < 6 else written[-3:]
+    assert got == written[2:] and len(set(got)) > 2
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A network that has hardly learned anything, and its last line."""
+    run = Run(workdir=str(tmp_path_factory.mktemp("trained") / "run"), devices=1)
+    identity = {"experiment": "gpt", "config": dataclasses.asdict(TINY)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpt_text, "QUESTIONS", 16)
+        return run, train(gpt.build(TINY, run), run, identity)
+
+
+def test_what_is_measured_agrees(trained):
+    _, line = trained
+    assert line["perplexity"] == pytest.approx(np.exp(line["loss"]))
+    assert line["bits/character"] == pytest.approx(line["loss"] / np.log(2) * 30 / 29)
+    assert all(0 <= line[f"accuracy {k}-shot"] <= 1 for k in gpt_text.SHOTS)
+    assert 2 < line["loss"] < 3  # of 14 tokens at random: 2.64
+
+
+def complete(run, *arguments):
+    command = {"complete": gpt_text.command(gpt.language_model)}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr("sys.argv", ["gpt", "complete", run.workdir, *map(str, arguments)])
+        cli.main(gpt.build, gpt.PRESETS, gpt.CLAIMS, command)
+    return stop.value.code
+
+
+def test_complete_goes_on_with_a_text(trained, capsys):
+    run, _ = trained
+    said = []
+    for seed in (0, 0, 1):
+        assert complete(run, "ab\nb", "--tokens", 40, "--seed", seed, "--top-k", 5) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2] and all(one.startswith("ab\nb") for one in said)
+    assert len(said[0]) > 6
+    assert complete(run, "a", "--temperature", 0) == 1
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith("error: a temperature is above 0")
+
+
+# The recipe
+
+
+def test_the_rate_rises_and_falls_to_a_tenth():
+    rate = jax.vmap(gpt_recipe.scheduled(2.0, 10, 110))
+    got = rate(jnp.array([1, 5, 10, 60, 110, 500]))
+    np.testing.assert_allclose(got, [0.2, 1.0, 2.0, 1.1, 0.2, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(gpt_recipe.scheduled(2.0, 0, 100)(1), 2.0, rtol=1e-3)
+
+
+def test_published_recipes_are_those_of_the_paper():
+    largest = gpt.PRESETS["gpt3-175b"]
+    tokens = largest.batch * largest.length
+    assert tokens == pytest.approx(3.2e6, rel=0.03) and largest.rate == 0.6e-4
+    assert largest.steps * tokens == pytest.approx(300e9, rel=1e-4)
+    assert largest.warmup * tokens == pytest.approx(375e6, rel=1e-2)
+    assert largest.decay * tokens == pytest.approx(260e9, rel=1e-4) and largest.band
+    assert not gpt.PRESETS["gpt2-xl"].band and gpt.PRESETS["gpt2-xl"].batch == 512
+
+
+def test_matrices_alone_decay():
+    """Not the norms and biases, whose arrays have an axis for the layer."""
+    experiment = gpt.build(TINY, Run(devices=1))
+    params = jax.eval_shape(experiment.init, jax.random.key(0)).params
+    decays = jax.tree.leaves_with_path(gpt_recipe.matrices(params))
+    chosen = {jax.tree_util.keystr(path, simple=True, separator="/") for path, on in decays if on}
+    assert chosen == {
+        f"layers/{part}/kernel"
+        for part in (
+            "attention/qkv",
+            "attention/project",
+            "feed_forward/expand",
+            "feed_forward/project",
+        )
+    }
+
+
+# Scaling laws
+
+
+def test_a_law_is_found_in_its_points():
+    x = np.array([1e3, 1e4, 1e5, 1e6])
+    law = gpt_claims.fit(x, 8 * x**-0.076)
+    assert law.exponent == pytest.approx(0.076) and law.r2 == pytest.approx(1)
+    assert law.error < 1e-6
+    np.testing.assert_allclose(law.band(x), np.tile(8 * x**-0.076, (3, 1)), rtol=1e-6)
+
+
+def test_the_band_holds_the_true_law_19_times_in_20():
+    random, x, held, widths = np.random.default_rng(0), np.geomspace(1e3, 1e6, 6), [], []
+    for _ in range(400):
+        loss = 8 * x**-0.1 * np.exp(random.normal(size=6, scale=0.02))
+        law = gpt_claims.fit(x, loss)
+        _, low, high = law.band(np.array([3e4]))
+        held.append((low < 8 * 3e4**-0.1 < high, abs(law.exponent - 0.1) < law.error))
+        ends = law.band(x)
+        widths.append(np.log(ends[2] / ends[1]))
+    assert np.abs(np.mean(held, 0) - 0.95).max() < 0.03
+    assert np.mean(widths, 0)[0] > 1.5 * np.mean(widths, 0)[2]  # broader at the ends
+
+
+def test_the_frontier_has_what_nothing_is_better_than():
+    x, loss = gpt_claims.frontier([3, 1, 2, 4, 2], [5.0, 9.0, 4.0, 3.0, 6.0])
+    assert (x.tolist(), loss.tolist()) == ([1, 2, 4], [9.0, 4.0, 3.0])
+
+
+def line(step, phase, **metrics):
+    return {"step": step, "phase": phase, **metrics}
+
+
+def made_up(config, end, **test):
+    speed = {"FLOP/s": 1e9, "seconds/step": 0.1}
+    lines = [line(10, "train", loss=3.0, speed=speed)]
+    lines += [line(step, "evaluate", loss=end + 20 / step) for step in (10, 20, 30)]
+    return Trained(config, None, [*lines, line(30, "test", loss=end, **test)], None)
+
+
+@pytest.mark.parametrize("key", ["P1", "P2", "P6", "P7"])
+def test_claims_read_and_draw_what_runs_have(key):
+    claim = gpt.CLAIMS[key]
+    accuracies = {f"accuracy {k}-shot": 0.1 + 0.1 * k for k in gpt_text.SHOTS}
+    trained = {
+        arm: [made_up(config, 3 - 0.2 * i + 0.01 * seed, **accuracies) for seed in range(2)]
+        for i, (arm, config) in enumerate(claim.arms.items())
+    }
+    figures = {arm: claim.figures(runs[0]) for arm, runs in trained.items()}
+    excess = {text: inequality(figures) for text, inequality in claim.inequalities.items()}
+    assert all(np.isfinite(value) for value in excess.values())
+    if key == "P2":
+        assert excess["more text is better"] == pytest.approx(0.2)
+    if key == "P6":
+        assert excess["393k: 8 demonstrations gain more than 10 points"] == pytest.approx(0.7)
+        assert excess["393k gains more than 3k"] == pytest.approx(0)
+    figure = Figure()
+    claim.picture(trained, figure)
+    assert all(axes.has_data() for axes in figure.axes) and figure.axes
