@@ -13,9 +13,8 @@ from conftest import needs
 
 from experiments import bert as experiment
 from experiments import bert_tuning, bert_words
-from jaxhist import UserError, cli, devices, packed
+from jaxhist import UserError, checkpoint, cli, devices, packed
 from jaxhist.algorithm import keys
-from jaxhist.checkpoint import tested
 from jaxhist.data import english, masked, sentences, wordpiece
 from jaxhist.models import bert
 from jaxhist.models.bert import BASE, LARGE, PreTraining, Size
@@ -469,7 +468,7 @@ def test_labels_are_learned_from_what_was_learned_before(pretrained):
     build = lambda **changes: experiment.build(dataclasses.replace(TUNED, **changes), run)
     init = lambda tuned: jax.jit(tuned.init)(keys(0).init)
     tuned, before = build(examples=100), experiment.build(TINY, Run(devices=1))
-    found = tested(pretrained / "words-seed0", before.init).params
+    found = checkpoint.tested(pretrained / "words-seed0", before.init).params
     state, scratch = init(tuned), init(build(start="", words="words-seed{seed}"))
     same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
     for part in ("encoder", "pooler"):
@@ -489,7 +488,9 @@ def test_what_goes_on_has_the_moments_and_the_place_in_the_schedule(pretrained):
     config = dataclasses.replace(TINY, start="words-seed0", length=64, decay=100)
     run = Run(workdir=str(pretrained / "longer"), devices=1)
     state = jax.jit(experiment.build(config, run).init)(keys(0).init)
-    found = tested(pretrained / "words-seed0", experiment.build(TINY, Run(devices=1)).init)
+    found = checkpoint.tested(
+        pretrained / "words-seed0", experiment.build(TINY, Run(devices=1)).init
+    )
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, found.opt_state)
     counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
     assert state.step == 0 and counts and all(count == 2 for count in counts)
