@@ -17,7 +17,7 @@ from jaxhist import devices, losses
 from jaxhist.algorithm import descend
 from jaxhist.claims import Claim
 from jaxhist.cli import main
-from jaxhist.data import english, masked
+from jaxhist.data import documents, masked
 from jaxhist.models import bert
 from jaxhist.models.bert import PreTraining
 from jaxhist.packed import PAD
@@ -97,10 +97,11 @@ def build(config: Config, run: Run) -> Experiment:
         return bert_tuning.experiment(config, run, build)
 
     # Data.
-    documents, mesh = english.named(config.data), devices.mesh(run.devices)
+    texts, mesh = documents.named(config.data), devices.mesh(run.devices)
+    sample = lambda: documents.first(texts("train"), documents.SAMPLE)
     data = masked.corpus(
-        documents,
-        bert_tuning.vocabulary(config, run, lambda: documents("train")),
+        texts,
+        bert_tuning.vocabulary(config, run, sample),
         config.vocabulary,
         config.batch,
         config.length,

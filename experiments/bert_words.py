@@ -12,7 +12,7 @@ import tyro
 from experiments import bert_tuning
 from jaxhist import UserError, devices, evaluate, losses, tell
 from jaxhist.algorithm import Batch, State
-from jaxhist.data import english, wordpiece
+from jaxhist.data import wordpiece
 from jaxhist.data.masked import Corpus
 from jaxhist.models.bert import POSITIONS, PreTraining
 from jaxhist.packed import PAD
@@ -77,8 +77,7 @@ def fill(config: Any, run: Run, state: State, sentence: tyro.conf.Positional[str
     """
     if config.learn != "words":
         raise UserError("this network has learned labels; a pre-trained one guesses words")
-    texts = lambda: english.named(config.data)("train")
-    tokenizer = bert_tuning.vocabulary(config, run, texts)()
+    tokenizer = bert_tuning.vocabulary(config, run, list)()  # it is there
     special = wordpiece.special(tokenizer)
     (pieces,) = wordpiece.encode(tokenizer, [sentence])
     tokens = np.array([special.begin, *pieces, special.end])[None]

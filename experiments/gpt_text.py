@@ -12,7 +12,7 @@ from tokenizers.decoders import DecodeStream
 
 from jaxhist import UserError, decode, devices, evaluate, losses, packed, shots
 from jaxhist.algorithm import Batch, Key, State
-from jaxhist.data import language, text
+from jaxhist.data import documents, text
 from jaxhist.data.language import Corpus
 from jaxhist.models.gpt import GPT
 from jaxhist.shots import Question
@@ -71,7 +71,7 @@ def answering(language_model: LanguageModel, run: Run) -> Callable[[State], dict
     def answers(state: State) -> dict[str, float]:
         vocabulary, mesh = corpus.vocabulary(), devices.mesh(run.devices)
         accuracy = shots.accuracy(predict, vocabulary, model.length, mesh)
-        questions = [asked(document) for document in language.letters("test")[:QUESTIONS]]
+        questions = [asked(document) for document in documents.letters("test")[:QUESTIONS]]
         return {f"accuracy {k}-shot": accuracy(state, questions, k) for k in SHOTS}
 
     return answers
@@ -80,7 +80,7 @@ def answering(language_model: LanguageModel, run: Run) -> Callable[[State], dict
 def asked(document: str) -> Question:
     """The last pair of a document: what is its second letter?"""
     *pairs, (letter, answer) = document.split("\n")[: max(SHOTS) + 1]
-    return Question(pairs, letter, language.ALPHABET, language.ALPHABET.index(answer))
+    return Question(pairs, letter, documents.ALPHABET, documents.ALPHABET.index(answer))
 
 
 def completions(

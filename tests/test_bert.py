@@ -1,6 +1,7 @@
 """BERT: its parameters, what a token may depend on, and its data."""
 
 import dataclasses
+import functools
 import re
 from functools import partial
 from pydoc_data.topics import topics
@@ -15,7 +16,7 @@ from experiments import bert as experiment
 from experiments import bert_tuning, bert_words
 from jaxhist import UserError, checkpoint, cli, devices, packed
 from jaxhist.algorithm import keys
-from jaxhist.data import english, masked, sentences, wordpiece
+from jaxhist.data import documents, masked, sentences, wordpiece
 from jaxhist.models import bert
 from jaxhist.models.bert import BASE, LARGE, PreTraining, Size
 from jaxhist.train import Run, train
@@ -173,7 +174,7 @@ def test_a_word_of_more_than_100_characters_is_unknown(tmp_path):
 
 
 def test_the_same_texts_give_the_same_pieces():
-    texts = english.python("train")
+    texts = documents.python("train")
     vocabularies = [wordpiece.trained(texts, 400, cased=False).get_vocab() for _ in range(3)]
     assert vocabularies[0] == vocabularies[1] == vocabularies[2] and len(vocabularies[0]) == 400
     assert sorted(vocabularies[0], key=vocabularies[0].get)[:5] == list(wordpiece.SPECIAL)
@@ -245,17 +246,11 @@ def test_one_word_alone():
 
 def test_windows_have_whole_sentences():
     documents = [[[5, 6], [7, 8, 9], [10]], [[11]], [[12] * 7 + [13], [14]]]
-    found = masked.windows(documents, 5)
-    assert found["tokens"].tolist() == [
-        [5, 6, 7, 8, 9],
-        [12, 12, 12, 12, 12],
-        [12, 12, 13, 14, 0],
-    ]
-    begins = [[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 1, 0]]
-    assert found["begins"].astype(int).tolist() == begins
-    assert found["document"].tolist() == [0, 2, 2]
-    with pytest.raises(UserError, match="no two words"):
-        masked.windows([[[5]]], 5)
+    found = [list(masked.windows(document, 5)) for document in documents]
+    tokens = [[window["tokens"].tolist() for window in windows] for windows in found]
+    assert tokens == [[[5, 6, 7, 8, 9]], [], [[12] * 5, [12, 12, 13, 14, 0]]]
+    begins = [window["begins"].astype(int).tolist() for window in found[0] + found[2]]
+    assert begins == [[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 1, 0]]
 
 
 def test_half_of_the_segments_follow():
@@ -324,8 +319,8 @@ TUNED = dataclasses.replace(TINY, learn="labels", data="sst_binary", start="word
 def few_documents():
     with pytest.MonkeyPatch.context() as patch:
         texts = [text[:1500] for text in list(topics.values())[:8]]
-        patch.setattr(english, "python", lambda split: texts)
-        patch.setattr(masked, "HELD_OUT", 16)
+        patch.setattr(documents, "python", lambda split: texts)
+        patch.setattr(masked, "TESTED", 16)
         yield
 
 
@@ -368,9 +363,9 @@ def test_without_pairs_every_segment_follows():
 
 @pytest.mark.parametrize("left_to_right", [False, True])
 def test_of_what_is_held_out_one_word_is_hidden_alone(left_to_right):
-    make = lambda: wordpiece.trained(english.python("train"), 300, cased=False)
+    make = lambda: wordpiece.trained(documents.python("train"), 300, cased=False)
     corpus = masked.corpus(
-        english.python, make, 300, 8, 32, True, left_to_right, 0, devices.mesh(1)
+        documents.python, make, 300, 8, 32, True, left_to_right, 0, devices.mesh(1)
     )
     first, second = corpus.held_out("validation")
     assert {name: array.shape for name, array in first.items() if name != "alone"} == {
@@ -384,31 +379,48 @@ def test_of_what_is_held_out_one_word_is_hidden_alone(left_to_right):
 
 
 def test_documents_are_of_one_split_alone():
-    parts = [english._part(range(120), split) for split in ("train", "validation", "test")]
+    parts = [documents._part(120, split) for split in ("train", "validation", "test")]
     train, *others = parts
     assert others == [[0, 50, 100], [1, 51, 101]]
     assert train == [i for i in range(120) if i not in (*others[0], *others[1])]
     with pytest.raises(UserError, match="3 documents are too few"):
-        english._part(range(3), "train")
+        documents._part(3, "train")
 
 
 def test_docstrings_of_a_module_are_one_document(tmp_path):
     path = tmp_path / "some.py"
     path.write_text('"""The module."""\nraise RuntimeError\ndef f():\n    """Does it."""\n')
-    assert english._docstrings(path) == "The module.\n\nDoes it."
-    assert any(path.name == "textwrap.py" for path in english._modules())
+    assert documents._docstrings(path) == "The module.\n\nDoes it."
+    assert any(path.name == "textwrap.py" for path in documents._modules())
 
 
 @needs("english_documents")
 def test_documents_of_tfds():
-    texts = english.named("english_documents")("validation")
-    assert len(texts) == 67 and all(isinstance(text, str) and text for text in texts)
+    texts = documents.named("english_documents")("validation")
+    others = documents.named("english_documents")("test")
+    assert len(texts) == len(others) == 34 and texts != others  # it has one split for both
+    assert all(isinstance(text, str) and text for text in texts)
+
+
+@needs("english_documents")
+def test_a_large_set_is_not_read_whole(monkeypatch):
+    monkeypatch.setattr(documents, "LARGE", 0)
+    texts = documents.named("english_documents")
+    make = functools.cache(lambda: wordpiece.trained(texts("validation"), 300, cased=False))
+
+    def batch():
+        corpus = masked.corpus(texts, make, 300, 8, 32, True, False, 0, devices.mesh(1))
+        return jax.device_get(corpus.train(5, None))
+
+    one, other = batch(), batch()
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert (one["tokens"][:, 0] == SPECIAL.begin).all() and len(np.unique(one["tokens"])) > 50
 
 
 @needs("mnist")
 def test_a_set_without_documents_is_refused():
     with pytest.raises(UserError, match="'mnist' has no texts text"):
-        english.named("mnist")("train")
+        documents.named("mnist")("train")
 
 
 @pytest.mark.parametrize(

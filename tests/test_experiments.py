@@ -27,7 +27,7 @@ from experiments import (
 from jaxhist import devices, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
-from jaxhist.data import english, masked, translation
+from jaxhist.data import documents, masked, translation
 from jaxhist.train import Run, train
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -83,9 +83,9 @@ def brief(monkeypatch):
     monkeypatch.setattr(gan_samples, "SEEN", 1)
     monkeypatch.setattr(translation, "HELD_OUT", 16)
     monkeypatch.setattr(translation, "DIGITS", 4)
-    monkeypatch.setattr(masked, "HELD_OUT", 16)
+    monkeypatch.setattr(masked, "TESTED", 16)
     monkeypatch.setattr(gpt_text, "QUESTIONS", 16)
-    monkeypatch.setattr(english, "python", few_documents)
+    monkeypatch.setattr(documents, "python", few_documents)
 
 
 def few_documents(split):

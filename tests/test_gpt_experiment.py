@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments import gpt, gpt_claims, gpt_recipe, gpt_text
 from jaxhist import UserError, cli, devices, shots
 from jaxhist.claims import Trained
-from jaxhist.data import language, text
+from jaxhist.data import documents, language, text
 from jaxhist.models.gpt import GPT, Size
 from jaxhist.packed import EOS, PAD, UNK
 from jaxhist.shots import Question
@@ -53,8 +53,8 @@ def test_bytes_make_every_text():
     assert vocabulary.token_to_id("Ġthe") is not None  # the space belongs to the word behind it
     rows = text.padded(text.encode(vocabulary, ODD))
     assert text.decode(vocabulary, rows) == ODD and (rows != UNK).all()
-    documents = language.letters("validation")
-    assert len({text.byte_pairs(documents, 300).to_str() for _ in range(3)}) == 1
+    texts = documents.letters("validation")
+    assert len({text.byte_pairs(texts, 300).to_str() for _ in range(3)}) == 1
 
 
 def test_characters_are_the_most_frequent():
@@ -68,7 +68,7 @@ def test_characters_are_the_most_frequent():
 def test_a_window_is_a_piece_of_the_stream():
     """It may begin anywhere, and goes on from one document to the next."""
     letters = corpus()
-    stream = np.concatenate(text.encode(letters.vocabulary(), language.letters("train")))
+    stream = np.concatenate(text.encode(letters.vocabulary(), documents.letters("train")))
     written = "".join(map(chr, stream))
     batch = jax.device_get(letters.train(3, None))["tokens"]
     assert batch.shape == letters.batch["tokens"].shape == (8, 41)
@@ -87,7 +87,7 @@ def test_a_batch_is_a_function_of_the_seed_and_the_step():
 
 def test_held_out_tokens_are_predicted_once():
     letters = corpus(length=32)
-    stream = np.concatenate(text.encode(letters.vocabulary(), language.letters("test")))
+    stream = np.concatenate(text.encode(letters.vocabulary(), documents.letters("test")))
     rows = np.concatenate([batch["tokens"] for batch in letters.windows("test")])
     assert rows.shape[1] == 33 and (rows[1:, 0] == rows[:-1, -1]).all()
     targets = rows[:, 1:].ravel()
@@ -98,17 +98,17 @@ def test_held_out_tokens_are_predicted_once():
 
 def test_a_share_is_the_beginning_of_the_text():
     few = corpus(share=0.0001)  # 60 tokens
-    stream = np.concatenate(text.encode(few.vocabulary(), language.letters("train")))[:60]
+    stream = np.concatenate(text.encode(few.vocabulary(), documents.letters("train")))[:60]
     written = "".join(map(chr, stream))
     rows = jax.device_get(few.train(0, None))["tokens"]
     assert all("".join(map(chr, row)) in written for row in rows)
 
 
 def test_letters_of_a_document_are_shifted_alike():
-    for document in language.letters("validation")[:20]:
-        places = [[language.ALPHABET.index(x) for x in pair] for pair in document.split("\n")]
-        assert len({(y - x) % 10 for x, y in places}) == 1 and len(places) == language.PAIRS
-    assert not set(language.letters("test")) & set(language.letters("train"))
+    for document in documents.letters("validation")[:20]:
+        places = [[documents.ALPHABET.index(x) for x in pair] for pair in document.split("\n")]
+        assert len({(y - x) % 10 for x, y in places}) == 1 and len(places) == documents.PAIRS
+    assert not set(documents.letters("test")) & set(documents.letters("train"))
 
 
 @needs("tiny_shakespeare")
@@ -116,21 +116,18 @@ def test_shakespeare_is_characters():
     plays = corpus("tiny_shakespeare", vocabulary=68)
     row = jax.device_get(plays.train(0, None))["tokens"][0]
     said = text.decode(plays.vocabulary(), row[None])[0]
-    assert len(said) == 41 and said in language.from_tfds("tiny_shakespeare")("train")[0]
+    assert len(said) == 41 and said in documents.from_tfds("tiny_shakespeare")("train")[0]
     assert plays.vocabulary().get_vocab_size() == 68
 
 
 @needs("english_documents")
 def test_a_large_set_is_not_read_whole(monkeypatch):
-    monkeypatch.setattr(language, "LARGE", 0)
-    monkeypatch.setattr(language, "SAMPLE", 10_000)
+    monkeypatch.setattr(documents, "LARGE", 0)
+    monkeypatch.setattr(documents, "SAMPLE", 10_000)
     make = lambda: corpus("english_documents", unit="bytes", vocabulary=300, batch=2)
     rows = jax.device_get(make().train(1, None))["tokens"]
     assert rows.shape == (2, 41) and (rows != PAD).all()
     np.testing.assert_array_equal(jax.device_get(make().train(1, None))["tokens"], rows)
-    documents = language.from_tfds("english_documents")  # which has no test
-    assert len(documents("validation")) == len(documents("test")) == 34
-    assert documents("validation")[0] != documents("test")[0]
 
 
 def test_what_cannot_be_read_is_said_in_one_line():
@@ -146,7 +143,7 @@ def test_what_cannot_be_read_is_said_in_one_line():
 
 # Questions
 
-LETTERS = text.characters(language.letters("test"), 14)
+LETTERS = text.characters(documents.letters("test"), 14)
 QUESTIONS = [
     Question(["ab", "bc"], "c", "def", 0),
     Question(["aj", "ca"], "d", "cab", 1),
@@ -181,7 +178,7 @@ def test_the_likeliest_option_is_the_answer():
 
 
 def test_the_last_pair_of_a_document_is_asked_for():
-    document = language.letters("test")[0]
+    document = documents.letters("test")[0]
     question = gpt_text.asked(document)
     lines = document.split("\n")
     assert list(question.demonstrations) == lines[:8] and lines[8][0] == question.question

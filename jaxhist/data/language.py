@@ -1,4 +1,4 @@
-"""Documents as a stream of tokens: Python's documentation, pairs of letters, TFDS sets of texts.
+"""Documents as a stream of tokens.
 
 The documents stand one behind the other, each with EOS at its end, and a window is any piece of
 that stream: it may begin within a document and have the beginning of another (GPT-3, appendix B).
@@ -16,18 +16,12 @@ from tokenizers import Tokenizer
 
 from jaxhist import UserError, devices
 from jaxhist.algorithm import Batch, State, keys
-from jaxhist.data import batches, english, prepared, text
+from jaxhist.data import batches, documents, text
 from jaxhist.packed import SPECIAL
-
-HELD_OUT = 1_000_000  # characters at most, to validate on and to test on
-SAMPLE = 100_000_000  # characters at most, from which a vocabulary is made
-LARGE = 1 << 27  # bytes of a data set, above which it is not read whole
 
 Unit = Literal["bytes", "characters"]
 MAKE = {"bytes": text.byte_pairs, "characters": text.characters}
 LEAST = {"bytes": 256 + len(SPECIAL), "characters": 1 + len(SPECIAL)}  # of a vocabulary
-
-Documents = Callable[[str], Sequence[str]]  # of "train", "validation" or "test"
 
 
 class Corpus(NamedTuple):
@@ -54,7 +48,7 @@ def named(
     """A corpus in batches.
 
     Args:
-      name: "python", "letters", or a TFDS data set with a `text`.
+      name: of the documents.
       unit: what a vocabulary begins with. Bytes are merged, characters are not.
       vocabulary: how many tokens it has at most.
       batch: windows in a training batch.
@@ -72,20 +66,20 @@ def named(
         raise UserError(f"a vocabulary of {unit} has {LEAST[unit]} tokens at least: {vocabulary}")
     if not 0 < share <= 1:
         raise UserError(f"a share of the text is above 0 and at most 1, not {share}")
-    documents = {"python": english.python, "letters": letters}.get(name) or from_tfds(name)
+    texts = documents.named(name)
 
     def make() -> Tokenizer:
-        return MAKE[unit](_first(documents("train"), SAMPLE), vocabulary)
+        return MAKE[unit](documents.first(texts("train"), documents.SAMPLE), vocabulary)
 
     tokenizer = text.kept(workdir, "vocabulary.json", make)
 
-    def encode(documents: Sequence[str]) -> np.ndarray:
-        return np.concatenate([np.int32(ids) for ids in text.encode(tokenizer(), documents)])
+    def encode(chosen: Sequence[str]) -> np.ndarray:
+        return np.concatenate([np.int32(ids) for ids in text.encode(tokenizer(), chosen)])
 
     @functools.cache
     def held_out(split: str) -> tuple[np.ndarray, int]:
         """The stream, and how many characters it has."""
-        chosen = _first(documents(split), HELD_OUT)
+        chosen = documents.first(texts(split), documents.HELD_OUT)
         return encode(chosen), sum(map(len, chosen))
 
     def windows(split: str) -> Iterator[Batch]:
@@ -96,7 +90,7 @@ def named(
 
     @functools.cache
     def stream() -> jax.Array:
-        whole = encode(documents("train"))
+        whole = encode(texts("train"))
         kept = whole[: round(share * len(whole))]
         if len(kept) <= length:
             raise UserError(f"the {len(kept)} tokens to train on are no more than {length}")
@@ -111,8 +105,9 @@ def named(
         return {"tokens": stream[begin + jnp.arange(length + 1)[None]]}
 
     def drawn(_: int, random: np.random.Generator) -> Batch:
-        """A window of documents that are drawn, since there are too many to be read."""
-        every, row = documents("train"), []
+        """A window of documents that are drawn, each as often as any other, since there are too
+        many to be read."""
+        every, row = texts("train"), []
         count = max(1, int(share * len(every)))
         while len(row) <= length:
             row += text.encode(tokenizer(), [every[int(random.integers(count))]])[0]
@@ -126,7 +121,7 @@ def named(
     streamed = batches.streamed(endless, drawn, batch, seed, mesh, lambda batch, key: batch)
 
     def train(step: int, state: State) -> Batch:
-        if isinstance(documents("train"), list):
+        if isinstance(texts("train"), list):
             return cut(stream(), step)
         return streamed(step, state)
 
@@ -136,70 +131,3 @@ def named(
 
     shape = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
     return Corpus({"tokens": shape}, train, windows, tokens_per_character, tokenizer)
-
-
-def _first(documents: Sequence[str], characters: int) -> list[str]:
-    """As many as have so many characters together."""
-    chosen, total = [], 0
-    for document in documents:
-        if total >= characters:
-            break
-        chosen.append(document)
-        total += len(document)
-    return chosen
-
-
-ALPHABET = "abcdefghij"
-PAIRS = 10  # in a document
-
-
-@functools.cache
-def letters(split: str) -> list[str]:
-    """Documents of pairs of letters, a pair to a line: the second is so many places behind the
-    first, cyclically, as many in all pairs of a document. So the first pair says what is asked."""
-    number, count = {"train": (0, 20_000), "validation": (1, 500), "test": (2, 500)}[split]
-    random = np.random.default_rng(number)
-    first = random.integers(len(ALPHABET), size=(count, PAIRS))
-    second = (first + random.integers(len(ALPHABET), size=(count, 1))) % len(ALPHABET)
-    pair = lambda x, y: ALPHABET[x] + ALPHABET[y]
-    return ["\n".join(map(pair, *rows)) for rows in zip(first, second, strict=True)]
-
-
-class Texts(Sequence[str]):
-    """Every so many of the examples of a TFDS data set, each read when it is asked for."""
-
-    def __init__(self, examples: Sequence[dict], begin: int = 0, every: int = 1):
-        self.examples, self.places = examples, range(begin, len(examples), every)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> str:
-        return self.examples[self.places[index]]["text"].decode()
-
-
-def from_tfds(name: str) -> Documents:
-    """A TFDS data set with a `text`, and the splits train and validation, or test, or both; if it
-    has one, every other text of that one is to validate on. One above `LARGE` is not read whole.
-
-    Args:
-      name: such as "tiny_shakespeare".
-
-    Raises (when documents are asked for):
-      UserError: it is not there, or has no such texts or splits.
-    """
-
-    @functools.cache
-    def documents(split: str) -> Sequence[str]:
-        builder = prepared.parallel_texts(name, ("text",))
-        others = [one for one in ("validation", "test") if one in builder.info.splits]
-        if not others:
-            raise UserError(f"data set {name!r} has no texts to validate on")
-        if split == "train":
-            texts = Texts(prepared.examples(builder, split))
-            return texts if builder.info.dataset_size > LARGE else list(texts)
-        if len(others) == 2:
-            return Texts(prepared.examples(builder, split))
-        return Texts(prepared.examples(builder, others[0]), ("validation", "test").index(split), 2)
-
-    return documents

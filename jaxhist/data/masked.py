@@ -8,7 +8,7 @@ the places `position`; where there are fewer than P, the label is [PAD].
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, Key, State
 from jaxhist.data import batches, wordpiece
-from jaxhist.data.english import Documents
+from jaxhist.data.documents import HELD_OUT, Documents, first
 from jaxhist.data.wordpiece import Special
 from jaxhist.packed import PAD
 
@@ -29,7 +29,7 @@ Array = jax.Array
 SHARE = 0.15  # of the tokens of a row, hidden
 KEPT, RANDOM = 0.1, 0.1  # of those, what is left as it is, and what becomes any other
 SHORT = 0.1  # of the rows, shorter than they could be
-HELD_OUT = 2000  # rows to validate on, and as many others to test on, if there are more
+TESTED = 2000  # rows to validate on, and as many others to test on, if there are more
 
 
 class Corpus(NamedTuple):
@@ -68,15 +68,34 @@ def corpus(
       mesh: that the batches are split over.
 
     Raises:
-      UserError: a row is too short.
+      UserError: a row is too short; and, when data are asked for, that documents have no words.
     """
     if length < 8:
         raise UserError(f"rows of {length} tokens are too short for two segments")
 
-    @functools.cache
-    def rows(split: str) -> Batch:
-        cut = (wordpiece.encode(tokenizer(), sentences(text)) for text in documents(split))
-        return windows(cut, length - 3)
+    def cut(text: str, number: int) -> list[Batch]:
+        """The windows of a document, and its number with each."""
+        found = windows(wordpiece.encode(tokenizer(), sentences(text)), length - 3)
+        return [window | {"document": np.int32(number)} for window in found]
+
+    def rows(texts: Sequence[str]) -> Batch:
+        found = [window for number, text in enumerate(texts) for window in cut(text, number)]
+        if not found:
+            raise UserError("the documents have no two words that follow each other")
+        return {name: np.stack([window[name] for window in found]) for name in found[0]}
+
+    def drawn(_: int, random: np.random.Generator) -> Batch:
+        """A window of a document that is drawn, each as often as any other, since there are too
+        many to be read."""
+        every, found = documents("train"), []
+        while not found:
+            number = int(random.integers(len(every)))
+            found = cut(every[number], number)
+        return found[int(random.integers(len(found)))]
+
+    def endless() -> Sequence[int]:
+        tokenizer()  # made here, not by many threads at once
+        return range(1 << 20)
 
     def prepare(batch: Batch, key: Key) -> Batch:
         special = wordpiece.special(tokenizer())
@@ -97,10 +116,16 @@ def corpus(
 
     @functools.cache
     def tested(split: str) -> Batch:
-        every = rows(split)
-        chosen = np.random.default_rng(0).permutation(batches.count(every))[:HELD_OUT]
+        every = rows(first(documents(split), HELD_OUT))
+        chosen = np.random.default_rng(0).permutation(batches.count(every))[:TESTED]
         some = {name: array[chosen] for name, array in every.items()}
         return jax.device_get(jax.jit(test)(some, jax.random.key(0)))
+
+    read = batches.on_device(lambda: rows(documents("train")), batch, seed, mesh, prepare)
+    streamed = batches.streamed(endless, drawn, batch, seed, mesh, prepare)
+
+    def train(step: int, state: State) -> Batch:
+        return (read if isinstance(documents("train"), list) else streamed)(step, state)
 
     shape = lambda *sizes: jax.ShapeDtypeStruct((batch, *sizes), jnp.int32)
     P = length - 1 if left_to_right else most(length)
@@ -112,7 +137,7 @@ def corpus(
             "label": shape(P),
             "follows": shape(),
         },
-        batches.on_device(lambda: rows("train"), batch, seed, mesh, prepare),
+        train,
         lambda split: batches.slices(tested(split), batch),
     )
 
@@ -125,46 +150,32 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in SENTENCE.split(text) if sentence.strip()]
 
 
-def windows(documents: Iterable[Sequence[list[int]]], room: int) -> Batch:
-    """Sentences that follow each other, as many as there is room for; longer ones are cut.
+def windows(document: Sequence[list[int]], room: int) -> Iterator[Batch]:
+    """Sentences that follow each other, as many as there is room for; longer ones are cut, and what
+    is a single token is left out.
 
     Args:
-      documents: each of sentences of tokens.
+      document: sentences of tokens.
       room: R.
 
-    Returns:
-      "tokens" [N, R] int32; "begins" [N, R], whether a sentence begins there; "document" [N], its
-      number.
-
-    Raises:
-      UserError: there are none of two tokens or more.
+    Yields:
+      "tokens" [R] int32; "begins" [R], whether a sentence begins there.
     """
-    rows, begins, numbers = [], [], []
+    row, starts = [], []
+    for sentence in document:
+        for part in (sentence[i : i + room] for i in range(0, len(sentence), room)):
+            if len(row) + len(part) > room:
+                yield from _window(row, starts, room)
+                row, starts = [], []
+            starts.append(len(row))
+            row = row + part
+    yield from _window(row, starts, room)
 
-    def close(row: list[int], starts: list[int], number: int):
-        if len(row) > 1:
-            rows.append(np.pad(np.array(row, np.int32), (0, room - len(row)), constant_values=PAD))
-            begins.append(np.isin(np.arange(room), starts))
-            numbers.append(number)
 
-    for number, document in enumerate(documents):
-        row, starts = [], []
-        for sentence in document:
-            parts = [sentence[i : i + room] for i in range(0, len(sentence), room)]
-            for part in parts:
-                if len(row) + len(part) > room:
-                    close(row, starts, number)
-                    row, starts = [], []
-                starts.append(len(row))
-                row = row + part
-        close(row, starts, number)
-    if not rows:
-        raise UserError("the documents have no two words that follow each other")
-    return {
-        "tokens": np.stack(rows),
-        "begins": np.stack(begins),
-        "document": np.array(numbers, np.int32),
-    }
+def _window(row: list[int], starts: list[int], room: int) -> Iterator[Batch]:
+    if len(row) > 1:
+        tokens = np.pad(np.array(row, np.int32), (0, room - len(row)), constant_values=PAD)
+        yield {"tokens": tokens, "begins": np.isin(np.arange(room), starts)}
 
 
 def pair(batch: Batch, key: Key, special: Special, together: float) -> Batch:
