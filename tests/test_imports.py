@@ -66,14 +66,14 @@ import sys
 
 class Nobody:
     def find_spec(self, name, path=None, target=None):
-        if name in ("tensorflow", "torch"):
+        if name in ("tensorflow", "torch", "transformers"):
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Nobody())
 """
 
 
-def test_nothing_that_trains_needs_tensorflow_or_torch():
+def test_nothing_that_trains_needs_tensorflow_torch_or_transformers():
     """Where they are installed, libraries of others (tensorboardX) look for them; here nobody finds
     them, and whoever needs them fails."""
     scripts = [path.stem for path in (PACKAGE.parent / "experiments").glob("[a-z]*.py")]
@@ -82,7 +82,7 @@ def test_nothing_that_trains_needs_tensorflow_or_torch():
     assert process.returncode == 0, process.stderr
     loaded = set(process.stdout.split())
     assert {"jaxhist.train", "experiments.resnet", "experiments.googlenet"} <= loaded
-    assert not {"tensorflow", "torch"} & loaded
+    assert not {"tensorflow", "torch", "transformers"} & loaded
 
 
 def test_scripts_can_be_read_in_one_sitting():
