@@ -24,7 +24,7 @@ def figures(trained: Trained) -> Figures:
 
 def gain(by: dict[str, Figures], labels: str) -> float:
     """What the pre-training adds."""
-    return by[f"tuned {labels}"]["accuracy"] - by[f"scratch {labels}"]["accuracy"]
+    return by[f"pre-trained {labels}"]["accuracy"] - by[f"scratch {labels}"]["accuracy"]
 
 
 def no_worse(one: Figures, other: Figures) -> float:
@@ -41,15 +41,17 @@ def draw_directions(trained: dict[str, list[Trained]], figure: Figure):
     runs = {text: [one.lines for one in trained[arm]] for arm, text in names.items()}
     plots.compare(left, runs, lambda line: 100 * line["accuracy alone"], phase="evaluate")
     left.set(ylabel="one hidden word guessed, %", ylim=(0, None))
-    draw_points(right, trained, {"tuned all": "both sides", "left tuned": "left to right"})
+    draw_points(right, trained, {"both tuned": "both sides", "left tuned": "left to right"})
     right.set(ylabel="accuracy, %", title="SST-2, fine-tuned")
 
 
 def draw_labels(trained: dict[str, list[Trained]], figure: Figure):
     """Accuracy over the number of labels, with and without pre-training."""
     figure.set_size_inches(6, 4)
-    axes, counts = figure.subplots(), {"200": 200, "1000": 1000, "all": 6920}
-    for color, (kind, text) in enumerate([("tuned", "pre-trained"), ("scratch", "from scratch")]):
+    axes, counts = figure.subplots(), {"100": 100, "1000": 1000, "all": 6920}
+    for color, (kind, text) in enumerate(
+        {"pre-trained": "pre-trained", "scratch": "from scratch"}.items()
+    ):
         values = np.array(
             [[figures(one)["accuracy"] for one in trained[f"{kind} {count}"]] for count in counts]
         )
@@ -69,7 +71,7 @@ def draw_sizes(trained: dict[str, list[Trained]], figure: Figure):
     draw_points(left, trained, {"1x64": "1x64", "both": "2x128", "4x128": "4x128"}, "perplexity")
     left.set(ylabel="perplexity of hidden words", xlabel="layers x width")
     draw_points(
-        right, trained, {"1x64 tuned": "1x64", "tuned all": "2x128", "4x128 tuned": "4x128"}
+        right, trained, {"1x64 tuned": "1x64", "both tuned": "2x128", "4x128 tuned": "4x128"}
     )
     right.set(ylabel="accuracy, %", xlabel="layers x width", title="SST-2, fine-tuned")
 

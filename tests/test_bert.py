@@ -560,9 +560,9 @@ def test_what_cannot_be_filled_is_one_line(pretrained, monkeypatch, capsys, argu
 def test_claims_compare_what_they_say():
     by = {"both": 50.0, "left": 40.0, "1x64": 60.0, "4x128": 45.0}
     by = {arm: {"alone": value, "perplexity": value} for arm, value in by.items()}
-    accuracies = {"tuned all": 80.0, "left tuned": 79.0, "scratch all": 78.0, "1x64 tuned": 80.0}
-    accuracies |= {"tuned 200": 70.0, "scratch 200": 60.0, "tuned 1000": 75.0}
-    accuracies |= {"scratch 1000": 70.0, "4x128 tuned": 79.5}
+    accuracies = {"both tuned": 80.0, "left tuned": 79.0, "scratch all": 78.0, "1x64 tuned": 80.0}
+    accuracies |= {"pre-trained 100": 70.0, "scratch 100": 60.0, "pre-trained 1000": 75.0}
+    accuracies |= {"scratch 1000": 70.0, "pre-trained all": 80.0, "4x128 tuned": 79.5}
     by |= {arm: {"accuracy": value} for arm, value in accuracies.items()}
     of = lambda key: [excess(by) for excess in experiment.CLAIMS[key].inequalities.values()]
     assert of("E1") == [7, 1] and of("E2") == [9, 4, 8]
