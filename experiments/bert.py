@@ -13,7 +13,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from experiments import bert_claims, bert_tuning, bert_words
-from jaxhist import devices, losses
+from jaxhist import devices, losses, starting
 from jaxhist.algorithm import descend
 from jaxhist.claims import Claim
 from jaxhist.cli import main
@@ -142,8 +142,9 @@ def build(config: Config, run: Run) -> Experiment:
         state = algorithm.init(key)
         if not config.start:
             return state
-        found = bert_tuning.started(build, config, run, state.params["encoder"])
-        return state.replace(params=found.params, opt_state=found.opt_state)
+        moved = lambda state: (state.params, state.opt_state)
+        params, opt_state = starting.learned(build, config, run, moved, moved(state))
+        return state.replace(params=params, opt_state=opt_state)
 
     test = bert_words.tests(model, data, config, run)
     return Experiment(

@@ -3,7 +3,6 @@ both have in common.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,10 +11,9 @@ import numpy as np
 import optax
 from sklearn.metrics import matthews_corrcoef
 
-from experiments import simclr_probe
-from jaxhist import devices, evaluate, losses
+from jaxhist import devices, evaluate, losses, starting
 from jaxhist.adam import adam
-from jaxhist.algorithm import State, descend
+from jaxhist.algorithm import descend
 from jaxhist.data import sentences, wordpiece
 from jaxhist.models.bert import Classifier, Size
 from jaxhist.packed import PAD
@@ -61,16 +59,6 @@ def warmed(rate: float, warmup: int, steps: int) -> optax.Schedule:
     return lambda step: rate * jnp.where(step < warmup, step / max(warmup, 1), 1 - step / steps)
 
 
-def started(build: Callable, config: Any, run: Run, encoder: Any) -> State:
-    """What the run that this one begins with has learned.
-
-    Raises:
-      UserError: there is no such run, it has another encoder, or it has no checkpoint.
-    """
-    alone = lambda config, run: build(replace(config, start=""), run)
-    return simclr_probe.started(alone, config, run, encoder)
-
-
 def experiment(config: Any, run: Run, build: Callable) -> Experiment:
     """Labels are learned, with all the parameters of the encoder and the pooler.
 
@@ -92,8 +80,9 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
         tokens = jnp.zeros((1, config.length), jnp.int32)
         params = model.init(key, tokens, tokens, train=False)["params"]
         if config.start:
-            found = started(build, config, run, params["encoder"]).params
-            params = {**params, **{name: found[name] for name in ("encoder", "pooler")}}
+            parts = lambda params: {name: params[name] for name in ("encoder", "pooler")}
+            of = lambda state: parts(state.params)
+            params |= starting.learned(build, config, run, of, parts(params))
         return params, ()
 
     # Loss.

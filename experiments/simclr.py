@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from experiments import simclr_imagenet, simclr_probe
 from experiments.simclr_imagenet import ImageNet, Learn, large_photographs
-from jaxhist import devices, evaluate, losses
+from jaxhist import devices, evaluate, losses, starting
 from jaxhist.algorithm import descend
 from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
@@ -117,8 +117,10 @@ def build(config: Config | ImageNet, run: Run) -> Experiment:
         variables = model.init(key, jnp.zeros((1, *data.shape)), train=False)
         params, statistics = variables["params"], variables["batch_stats"]
         if config.start:
-            found = simclr_probe.started(build, config, run, params["encoder"])
-            params, statistics = {**params, "encoder": found.params["encoder"]}, found.extra
+            encoder_of = lambda state: (state.params["encoder"], state.extra)
+            drawn = params["encoder"], statistics
+            found, statistics = starting.learned(build, config, run, encoder_of, drawn)
+            params = {**params, "encoder": found}
         return params, statistics
 
     def apply(params, statistics, image, train):

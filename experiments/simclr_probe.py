@@ -3,46 +3,17 @@ features of an encoder are good for, measured with labels that it never saw.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from sklearn.manifold import TSNE
 
-from jaxhist import UserError, checkpoint, devices, evaluate, log, plots
+from jaxhist import devices, evaluate, plots
 from jaxhist.algorithm import Batch, Key, State, keys
 from jaxhist.data.augment import Views
 from jaxhist.evaluate import Features
 from jaxhist.train import Run
-
-
-def started(build: Callable, config: Any, run: Run, encoder: Any) -> State:
-    """What the run that this one starts from has learned, on the host.
-
-    Args:
-      build: makes its experiment from its configuration.
-      config: `start` is the other run's directory, in the same one as this run's; {seed} in it
-        stands for this run's seed.
-      run: this one.
-      encoder: its parameters, for their shapes.
-
-    Raises:
-      UserError: there is no such run, it has another encoder, or it has no checkpoint.
-    """
-    workdir = epath.Path(run.workdir).parent / config.start.format(seed=run.seed)
-    header = log.read(workdir)[0]
-    if header["config"].keys() != asdict(config).keys():
-        raise UserError(f"{workdir} holds a run of {header['experiment']} with other fields")
-    there = Run(workdir=str(workdir), seed=header["seed"])
-    experiment = build(type(config)(**header["config"]), there)
-    shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
-    found = jax.eval_shape(experiment.init, keys(0).init).params["encoder"]
-    if shapes(found) != shapes(encoder):
-        raise UserError(f"{workdir} holds a run with another encoder: {header['config']}")
-    with jax.ensure_compile_time_eval():  # also while a program is traced
-        return jax.device_get(checkpoint.tested(workdir, experiment.init))
 
 
 def tests(

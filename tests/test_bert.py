@@ -510,7 +510,7 @@ def test_what_goes_on_has_the_moments_and_the_place_in_the_schedule(pretrained):
 
 @pytest.mark.parametrize(
     "changes, says",
-    [({"start": "nowhere"}, "no run in .*nowhere"), ({"width": 16}, "another encoder")],
+    [({"start": "nowhere"}, "no run in .*nowhere"), ({"width": 16}, "another network")],
     ids=["missing", "another size"],
 )
 @needs("sst_binary")

@@ -258,10 +258,10 @@ def test_a_start_that_is_not_there_is_one_line(tmp_path):
         jax.eval_shape(experiment.init, keys(0).init)
 
 
-def test_a_start_with_another_encoder_is_one_line(pretrained):
+def test_a_start_with_another_network_is_one_line(pretrained):
     config = replace(TINY, learn="labels", start="views-seed0", widths=(8,))
     experiment = simclr.build(config, Run(workdir=str(pretrained / "run"), devices=1))
-    with pytest.raises(UserError, match="another encoder"):
+    with pytest.raises(UserError, match="another network"):
         jax.eval_shape(experiment.init, keys(0).init)
 
 
