@@ -70,7 +70,14 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
     # Data.
     pieces, mesh = vocabulary(config, run, lambda: data.texts()), devices.mesh(run.devices)
     data = sentences.from_tfds(
-        config.data, pieces, config.examples, config.batch, config.length, run.seed, mesh
+        config.data,
+        pieces,
+        ("[CLS]", "[SEP]"),
+        config.examples,
+        config.batch,
+        config.length,
+        run.seed,
+        mesh,
     )
 
     # Model.

@@ -200,6 +200,7 @@ def test_a_vocabulary_that_does_not_fit_is_one_line(tmp_path):
 # Words that are hidden, segments that follow.
 
 SPECIAL = wordpiece.Special(0, 1, 2, 3, 4)
+MARKS = "[CLS]", "[SEP]"
 
 
 def hidden(rows, length=100, words=97, **options):
@@ -292,10 +293,10 @@ def test_alone_in_a_batch_every_segment_follows():
 
 
 def test_longer_texts_are_cut_first():
-    tokens, segment = sentences.row([[5, 6, 7], [8] * 9], 10, SPECIAL)
+    tokens, segment = sentences.row([[5, 6, 7], [8] * 9], 10, 2, 3)
     assert tokens.tolist() == [2, 5, 6, 7, 3, 8, 8, 8, 8, 3]
     assert segment.tolist() == [0] * 5 + [1] * 5
-    tokens, segment = sentences.row([[5]], 5, SPECIAL)
+    tokens, segment = sentences.row([[5]], 5, 2, 3)
     assert tokens.tolist() == [2, 5, 3, 0, 0] and not segment.any()
 
 
@@ -432,7 +433,7 @@ def test_a_set_without_documents_is_refused():
 )
 def test_labelled_sentences(tmp_path, name, counts):
     tokenizer = lambda: wordpiece.read(vocabulary(tmp_path, "the", "a", "film"), cased=False)
-    data = sentences.from_tfds(name, tokenizer, 50, 50, 16, 0, devices.mesh(1))
+    data = sentences.from_tfds(name, tokenizer, MARKS, 50, 50, 16, 0, devices.mesh(1))
     batch = jax.device_get(data.train(0, None))
     again = jax.device_get(data.train(7, None))  # all 50, in another order
     sort = lambda batch: sorted(map(tuple, np.c_[batch["tokens"], batch["label"]].tolist()))
@@ -445,7 +446,7 @@ def test_labelled_sentences(tmp_path, name, counts):
 @needs("mnist")
 def test_a_set_without_sentences_is_refused():
     with pytest.raises(UserError, match="'mnist' has no text with a label"):
-        sentences.from_tfds("mnist", list, 0, 8, 16, 0, devices.mesh(1))
+        sentences.from_tfds("mnist", list, MARKS, 0, 8, 16, 0, devices.mesh(1))
 
 
 def test_the_rate_rises_then_falls_to_nothing():

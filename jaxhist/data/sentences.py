@@ -1,4 +1,4 @@
-"""Labelled sentences, or pairs of them, of TFDS: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
+"""Labelled sentences, or pairs of them, of TFDS: begin A end, or begin A end B end."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +12,8 @@ from tokenizers import Tokenizer
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, State
-from jaxhist.data import batches, prepared, wordpiece
+from jaxhist.data import batches, prepared
 from jaxhist.data.images import Split, split_off
-from jaxhist.data.wordpiece import Special
 from jaxhist.packed import PAD
 
 
@@ -31,6 +30,7 @@ class Sentences(NamedTuple):
 def from_tfds(
     name: str,
     tokenizer: Callable[[], Tokenizer],
+    marks: tuple[str, str],
     examples: int,
     batch: int,
     length: int,
@@ -45,6 +45,7 @@ def from_tfds(
     Args:
       name: such as "glue/cola" or "glue/mrpc".
       tokenizer: cuts texts into pieces.
+      marks: the pieces that begin a row, and that end each text in it: [CLS] and [SEP] for BERT.
       examples: how many training examples to keep, of each label its share; 0 keeps all.
       batch: examples in a training batch.
       length: T; of a pair that is longer, the longer text is cut, a token at a time.
@@ -87,9 +88,10 @@ def from_tfds(
     @functools.cache
     def rows(part: str) -> Batch:
         read = load()[part]
-        pieces = [wordpiece.encode(tokenizer(), read[text]) for text in texts]
-        special = wordpiece.special(tokenizer())
-        both = [row(parts, length, special) for parts in zip(*pieces, strict=True)]
+        encoded = [tokenizer().encode_batch_fast(list(read[text])) for text in texts]
+        pieces = [[encoding.ids for encoding in of_text] for of_text in encoded]
+        begin, end = map(tokenizer().token_to_id, marks)
+        both = [row(parts, length, begin, end) for parts in zip(*pieces, strict=True)]
         tokens, segment = (np.stack(arrays) for arrays in zip(*both, strict=True))
         return {"tokens": tokens, "segment": segment, "label": read["label"]}
 
@@ -103,14 +105,16 @@ def from_tfds(
     )
 
 
-def row(parts: Sequence[list[int]], length: int, special: Special) -> tuple[np.ndarray, np.ndarray]:
+def row(
+    parts: Sequence[list[int]], length: int, begin: int, end: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and segments, [T] each, of one or two texts."""
     parts = [list(part) for part in parts]
     while sum(map(len, parts)) > length - 1 - len(parts):
         max(parts, key=len).pop()
-    tokens, segment = [special.begin], [0]
+    tokens, segment = [begin], [0]
     for number, part in enumerate(parts):
-        tokens += [*part, special.end]
+        tokens += [*part, end]
         segment += [number] * (len(part) + 1)
     pad = lambda row, value: np.array(row + [value] * (length - len(row)), np.int32)
     return pad(tokens, PAD), pad(segment, 0)
