@@ -82,12 +82,6 @@ def draw_points(
     names: dict[str, str],
     figure: str = "accuracy",
 ):
-    """A point for each run, and a line with the mean of each arm."""
-    for place, arm in enumerate(names):
-        values = [figures(one)[figure] for one in trained[arm]]
-        axes.hlines(np.mean(values), place - 0.25, place + 0.25, color=f"C{place}", linewidth=3)
-        axes.plot([place] * len(values), values, ".", color="black", markersize=5)
-        axes.text(place + 0.28, np.mean(values), f"{np.mean(values):.1f}", va="center", fontsize=9)
-    axes.set_xticks(range(len(names)), names.values())
-    axes.set(xlim=(-0.5, len(names) - 0.3))
-    axes.grid(alpha=0.3, axis="y")
+    """Of each arm."""
+    values = {text: [figures(one)[figure] for one in trained[arm]] for arm, text in names.items()}
+    plots.points(axes, values)

@@ -3,7 +3,8 @@
 Alec Radford, Jeffrey Wu, Rewon Child, David Luan, Dario Amodei, Ilya Sutskever, 2019. Tom B. Brown,
 Benjamin Mann, Nick Ryder, Melanie Subbiah and 27 others, 2020. arXiv:2005.14165. And how the loss
 falls with size: Jared Kaplan and nine others, Scaling Laws for Neural Language Models, 2020.
-arXiv:2001.08361.
+arXiv:2001.08361. And what it brings along to labels: Radford, Karthik Narasimhan, Tim Salimans,
+Sutskever, Improving Language Understanding by Generative Pre-Training, 2018.
 
 What changed: the data, and how much of everything. A Transformer's decoder predicts what comes next
 in any text. The larger it is and the more it reads, the lower its loss, as a power law; and a task
@@ -16,14 +17,14 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import gpt_claims, gpt_recipe, gpt_text
+from experiments import gpt_claims, gpt_recipe, gpt_text, gpt_tuning
 from experiments.gpt_text import LanguageModel
-from jaxhist import devices, losses
+from jaxhist import UserError, devices, losses
 from jaxhist.algorithm import State, descend
 from jaxhist.claims import Claim, Figures
 from jaxhist.cli import main
 from jaxhist.data import language
-from jaxhist.models.gpt import GPT, Norm, Size
+from jaxhist.models.gpt import Norm
 from jaxhist.train import Experiment, Run
 
 
@@ -31,10 +32,15 @@ from jaxhist.train import Experiment, Run
 class Config:
     """Not in the paper: sizes for a laptop."""
 
-    data: str = "python"  # its documentation, "letters", or any TFDS set with a text
+    data: str = "python"  # its documentation, "letters", or any TFDS set with a text, or labels
+    learn: Literal["text", "labels"] = "text"
+    start: str = ""  # of labels: a run in the same directory as this one, to begin with its network
+    words: str = ""  # of labels: a run likewise, whose vocabulary it has; else it makes one
+    examples: int = 0  # whose labels are known, 0 for all
     unit: language.Unit = "bytes"  # of which tokens are made
     vocabulary: int = 2000  # tokens at most
     share: float = 1.0  # of the training text, from its beginning
+    network: Literal["transformer", "lstm"] = "transformer"  # the latter: layers and width alone
     layers: int = 4
     width: int = 128
     heads: int = 4
@@ -47,7 +53,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
     rate: float = 0.003
     warmup: int = 50  # steps
-    decay: int = 1000  # steps until the rate is a tenth
+    decay: int = 1000  # steps until the rate is a tenth; of labels, 0
     batch: int = 32  # windows
     steps: int = 1000
     evaluate_every: int = 250
@@ -69,8 +75,23 @@ SHAKESPEARE = Config(
 )
 
 
+ENGLISH = Config(data="english_documents", dropout=0.1, decay=3000, steps=3000)
+# Three epochs of the 6,920 sentences of sst_binary.
+SST = {
+    "learn": "labels",
+    "data": "sst_binary",
+    "dropout": 0.1,
+    "rate": 3e-4,
+    "warmup": 65,
+    "decay": 650,
+    "steps": 650,
+    "evaluate_every": 130,
+}
+
 PRESETS = {
     "small": Config(),
+    "english": ENGLISH,
+    "sst": replace(ENGLISH, start="gpt-english", **SST),
     "shakespeare": SHAKESPEARE,
     **{name: Config(**fields) for name, fields in gpt_recipe.SIZES.items()},
 }
@@ -91,21 +112,14 @@ def language_model(config: Config, run: Run) -> LanguageModel:
     )
 
     # Model.
-    model = GPT(
-        config.vocabulary,
-        Size(config.layers, config.width, config.heads),
-        config.length,
-        config.norm,
-        config.band,
-        config.dropout,
-        config.remat,
-        config.unroll,
-        jnp.dtype(config.dtype),
-    )
-    return LanguageModel(model, corpus)
+    return LanguageModel(gpt_tuning.network(config), corpus)
 
 
 def build(config: Config, run: Run) -> Experiment:
+    if config.learn == "labels":
+        return gpt_tuning.experiment(config, run, build)
+    if config.start or config.words or config.examples:
+        raise UserError("a start, words and examples are for labels: add --learn labels")
     both = language_model(config, run)
     model, data = both
 
@@ -171,6 +185,17 @@ LEARNERS = {
     for name, size in {"3k": (1, 16), "25k": (2, 32), "98k": (2, 64), "393k": (2, 128)}.items()
 }
 DEEP = replace(BRIEF, layers=12, width=64, heads=4, warmup=0, decay=300, steps=300)
+# GPT-1's LSTM has one layer too; here it has as many parameters as the Transformer.
+READER = Config(data="english_documents", decay=700, steps=700, evaluate_every=100)
+READERS = {"transformer": READER, "lstm": replace(READER, network="lstm", layers=1, width=256)}
+# Four epochs of 1,000 sentences.
+FEW = {**SST, "examples": 1000, "warmup": 13, "decay": 130, "steps": 130, "evaluate_every": 65}
+TRANSFER = {
+    **READERS,
+    "tuned": replace(READERS["transformer"], start="transformer-seed{seed}", **FEW),
+    "lstm tuned": replace(READERS["lstm"], start="lstm-seed{seed}", **FEW),
+    "scratch": replace(READERS["transformer"], words="transformer-seed{seed}", **FEW),
+}
 
 
 def over_sizes(by: dict[str, Figures]) -> list[float]:
@@ -226,6 +251,20 @@ CLAIMS = {
             "R^2 of the law > 0.95": lambda by: share_law(by).r2 - 0.95,
         },
         picture=gpt_claims.draw_data,
+        log_every=20,
+    ),
+    "P4": Claim(
+        says="What is learned from text helps to learn labels.",
+        paper="the average of eight tasks: 74.7, without pre-training 59.9, of an LSTM 69.1; "
+        "SST-2: 91.3, 84.0 and 90.5 % (GPT-1, table 5)",
+        arms=TRANSFER,
+        figures=gpt_tuning.figures,
+        inequalities={
+            "1,000 labels: pre-trained > from scratch + 1 point": lambda by: (
+                by["tuned"]["accuracy"] - by["scratch"]["accuracy"] - 1
+            ),
+        },
+        picture=gpt_tuning.draw,
         log_every=20,
     ),
     "P6": Claim(

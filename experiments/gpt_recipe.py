@@ -73,4 +73,4 @@ def scheduled(rate: float, warmup: int, decay: int) -> optax.Schedule:
 def matrices(params: Any) -> Any:
     """Which ones decay. Not in the paper, which does not say: neither biases nor norms nor
     embeddings do."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "U"), params)

@@ -1,5 +1,6 @@
 """How a language model is measured on text, and how it goes on with one."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ QUESTIONS = 200
 class LanguageModel(NamedTuple):
     """A model, and the corpus whose tokens it speaks."""
 
-    model: GPT
+    model: Any  # GPT, or LanguageLSTM
     corpus: Corpus
 
 
@@ -45,8 +46,7 @@ def measuring(language_model: LanguageModel, run: Run) -> Callable[[State, str],
             "tokens": real.sum(1),
         }
 
-    rows = corpus.batch["tokens"].shape[0]
-    mean = evaluate.means(measure, devices.mesh(run.devices), rows)
+    mean = evaluate.means(measure, devices.mesh(run.devices), corpus.batch["tokens"].shape[0])
 
     def scores(state: State, split: str) -> dict[str, float]:
         means = mean(state, corpus.windows(split))
@@ -69,8 +69,8 @@ def answering(language_model: LanguageModel, run: Run) -> Callable[[State], dict
         return model.apply({"params": state.params}, tokens, train=False)
 
     def answers(state: State) -> dict[str, float]:
-        vocabulary, mesh = corpus.vocabulary(), devices.mesh(run.devices)
-        accuracy = shots.accuracy(predict, vocabulary, model.length, mesh)
+        vocabulary, length = corpus.vocabulary(), corpus.batch["tokens"].shape[1] - 1
+        accuracy = shots.accuracy(predict, vocabulary, length, devices.mesh(run.devices))
         questions = [asked(document) for document in documents.letters("test")[:QUESTIONS]]
         return {f"accuracy {k}-shot": accuracy(state, questions, k) for k in SHOTS}
 
@@ -154,6 +154,8 @@ def command(language_model_of: Callable[[Any, Run], LanguageModel]) -> Callable:
           nucleus: only the most probable ones that together have this probability.
           seed: of what is drawn.
         """
+        if config.learn != "text" or config.network != "transformer":
+            raise UserError("only a Transformer that has learned a language goes on with a text")
         if temperature <= 0 or top_k < 0 or not 0 < nucleus <= 1 or tokens < 1:
             raise UserError(
                 "a temperature is above 0, top-k is 0 or more, a nucleus above 0 and at most 1, "
@@ -170,10 +172,9 @@ def command(language_model_of: Callable[[Any, Run], LanguageModel]) -> Callable:
         begun = vocabulary.encode(prompt).ids or [packed.EOS]
         pieces, key = DecodeStream(begun, skip_special_tokens=False), jax.random.key(seed)
         print(prompt, end="", flush=True)
-        for number, token in enumerate(completions(model, state.params, begun, adjust, key), 1):
+        stream = completions(model, state.params, begun, adjust, key)
+        for token in itertools.islice(stream, tokens):
             print(pieces.step(vocabulary, token) or "", end="", flush=True)
-            if number == tokens:
-                break
         print()
 
     return complete

@@ -92,6 +92,18 @@ def logarithmic(axes: Axes):
     axes.yaxis.set_minor_formatter(LogFormatter())
 
 
+def points(axes: Axes, values: dict[str, Sequence[float]]):
+    """A point for each value, and a line with the mean of each group of them."""
+    for place, of_group in enumerate(values.values()):
+        mean = np.mean(of_group)
+        axes.hlines(mean, place - 0.25, place + 0.25, color=f"C{place}", linewidth=3)
+        axes.plot([place] * len(of_group), of_group, ".", color="black", markersize=5)
+        axes.text(place + 0.28, mean, f"{mean:.1f}", va="center", fontsize=9)
+    axes.set_xticks(range(len(values)), list(values))
+    axes.set(xlim=(-0.5, len(values) - 0.3))
+    axes.grid(alpha=0.3, axis="y")
+
+
 def filters(kernel: np.ndarray, columns: int = 16) -> np.ndarray:
     """The filters of a first layer, side by side, as in Fig. 3 of AlexNet.
 

@@ -71,6 +71,16 @@ EVERY = pytest.mark.parametrize(
         tiny(
             gpt, "small", data="letters", vocabulary=262, layers=2, width=16, heads=2, dropout=0.1
         ),
+        tiny(
+            gpt,
+            "small",
+            needs("sst_binary"),
+            vocabulary=262,
+            width=16,
+            heads=2,
+            dropout=0.1,
+            **LABELS,
+        ),
         tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
     ],
 )

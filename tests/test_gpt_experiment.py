@@ -1,7 +1,10 @@
 """GPT's data, questions, completions, recipe and scaling laws."""
 
+import contextlib
 import dataclasses
 import itertools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,14 @@ import pytest
 from conftest import needs
 from matplotlib.figure import Figure
 
-from experiments import gpt, gpt_claims, gpt_recipe, gpt_text
-from jaxhist import UserError, cli, devices, shots
+from experiments import gpt, gpt_claims, gpt_recipe, gpt_text, gpt_tuning
+from jaxhist import UserError, cli, devices, log, shots
+from jaxhist.algorithm import keys
+from jaxhist.checkpoint import Checkpoints, Progress
 from jaxhist.claims import Trained
 from jaxhist.data import documents, language, text
-from jaxhist.models.gpt import GPT, Size
+from jaxhist.models.gpt import GPT, Classifier, Size
+from jaxhist.models.gpt_lstm import LanguageLSTM
 from jaxhist.packed import EOS, PAD, UNK
 from jaxhist.shots import Question
 from jaxhist.train import Run, train
@@ -250,6 +256,138 @@ def test_complete_goes_on_with_a_text(trained, capsys):
     assert out == "" and error.startswith("error: a temperature is above 0")
 
 
+# Fine-tuning
+
+V, T = 11, 8
+CLASSIFIERS = {
+    "transformer": Classifier(GPT(V, Size(2, 8, 2), T), 3),
+    "lstm": Classifier(LanguageLSTM(V, 1, 8), 3),
+}
+ROWS = np.array([[EOS, 5, 6, 7, EOS, PAD, PAD, PAD], [EOS, 5, EOS, 9, EOS, PAD, PAD, PAD]])
+
+
+@pytest.fixture(params=CLASSIFIERS)
+def classify(request):
+    """tokens -> the logits of classes and of tokens."""
+    model = CLASSIFIERS[request.param]
+    init = lambda: model.init(jax.random.key(0), ROWS, train=False)
+    random = np.random.default_rng(2)
+    drawn = lambda a: random.normal(size=a.shape, scale=0.5).astype(np.float32)
+    variables = jax.tree.map(drawn, jax.eval_shape(init))
+    return jax.jit(lambda tokens: model.apply(variables, tokens, train=False))
+
+
+def test_a_label_is_read_from_the_last_token(classify):
+    """It depends on all tokens; the tokens behind one do not."""
+    logits, following = classify(ROWS)
+    assert logits.shape == (2, 3) and following.shape == (2, T, V)
+    for place in range(5):
+        other = ROWS.copy()
+        other[:, place] = 10
+        assert np.abs(classify(other)[0] - logits).min(1).max() > 1e-4
+    other = ROWS.copy()
+    other[:, 4] = 10
+    np.testing.assert_allclose(classify(other)[1][:, :4], following[:, :4], rtol=1e-4, atol=1e-6)
+
+
+def test_the_lstm_is_as_large_as_the_transformer():
+    def parameters(config):
+        init = gpt.build(config, Run(devices=1)).init
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, keys(0).init).params))
+
+    counts = [parameters(gpt.READERS[name]) for name in ("transformer", "lstm")]
+    assert counts == [1_057_536, 1_037_312]
+
+
+TUNED = dataclasses.replace(
+    TINY,
+    unit="bytes",
+    vocabulary=262,
+    learn="labels",
+    data="sst_binary",
+    examples=64,
+    warmup=0,
+    decay=4,
+    dropout=0.1,
+)
+READ = dataclasses.replace(TINY, unit="bytes", vocabulary=262)
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory):
+    """A directory with runs of each network, as they begin; and what they have learned so far."""
+    folder, states = tmp_path_factory.mktemp("read"), {}
+    vocabulary = text.byte_pairs(documents.letters("validation"), 262).to_str(True)
+    for network in CLASSIFIERS:
+        config = dataclasses.replace(READ, network=network)
+        run = Run(workdir=str(folder / f"{network}-seed0"), devices=1)
+        header = {"experiment": "gpt", "config": dataclasses.asdict(config), "seed": 0}
+        experiment = gpt.build(config, run)
+        states[network] = state = jax.jit(experiment.init)(keys(7).init)
+        Path(run.workdir).mkdir()
+        Path(run.workdir, language.FILE).write_text(vocabulary)
+        Path(run.workdir, log.FILE).write_text(json.dumps({**header, "starts": []}) + "\n")
+        with contextlib.closing(Checkpoints(run.workdir)) as checkpoints:
+            checkpoints.save(0, state, Progress())
+    return folder, states
+
+
+def tuning(read, name="tuned", **changes):
+    config = dataclasses.replace(TUNED, **changes)
+    return gpt.build(config, Run(workdir=str(read[0] / name), devices=1))
+
+
+@pytest.mark.parametrize("network", CLASSIFIERS)
+@needs("sst_binary")
+def test_it_begins_with_what_was_learned_before(read, network):
+    tuned = tuning(read, network=network, start=network + "-seed{seed}")
+    found = jax.jit(tuned.init)(keys(0).init).params["network"]
+    jax.tree.map(np.testing.assert_array_equal, found, read[1][network].params)
+
+
+@needs("sst_binary")
+def test_labels_and_text_move_all_parameters(read):
+    tuned = tuning(read, start="transformer-seed{seed}")
+    state = jax.jit(tuned.init)(keys(0).init)
+    batch = jax.device_get(tuned.data(0, state))
+    assert batch["tokens"].shape == (8, 32) and (batch["tokens"][:, 0] == EOS).all()
+    after, metrics = jax.jit(tuned.step)(state, batch, keys(0).step)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, after.params, state.params)
+    assert all(jax.tree.leaves(moved))
+    total = metrics["loss label"] + 0.5 * metrics["loss text"]
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+
+
+@needs("sst_binary")
+def test_from_scratch_the_vocabulary_is_the_same(read):
+    scratch = tuning(read, "scratch", words="transformer-seed{seed}")
+    batch = jax.device_get(scratch.data(0, None))["tokens"]
+    tuned = tuning(read, "tuned", start="transformer-seed{seed}")
+    np.testing.assert_array_equal(jax.device_get(tuned.data(0, None))["tokens"], batch)
+    names = "transformer-seed0", "scratch", "tuned"
+    assert len({(read[0] / name / language.FILE).read_text() for name in names}) == 1
+    with pytest.raises(UserError, match=r"no vocabulary in .*nowhere"):
+        tuning(read, "other", words="nowhere").data(0, None)
+    with pytest.raises(UserError, match="has 262 tokens, and the configuration asks for 260"):
+        tuning(read, "other", words="transformer-seed0", vocabulary=260).data(0, None)
+
+
+@needs("sst_binary")
+def test_what_does_not_fit_is_one_line(read, capsys):
+    with pytest.raises(UserError, match="another network"):
+        jax.eval_shape(tuning(read, start="lstm-seed0").init, keys(0).init)
+    with pytest.raises(UserError, match="are for labels"):
+        gpt.build(dataclasses.replace(READ, start="transformer-seed0"), Run(devices=1))
+    assert complete(Run(workdir=str(read[0] / "lstm-seed0")), "a") == 1
+    assert capsys.readouterr().err.startswith("error: only a Transformer")
+
+
+def test_the_rate_of_labels_rises_and_falls_to_nothing():
+    got = jax.vmap(gpt_tuning.warmed(2.0, 10, 100))(jnp.array([0, 4, 9, 50, 100, 200]))
+    np.testing.assert_allclose(got, [0.2, 1.0, 1.82, 1.0, 0, 0], rtol=1e-6)
+    assert gpt_tuning.warmed(2.0, 0, 4)(0) == 2
+
+
 # The recipe
 
 
@@ -327,12 +465,13 @@ def made_up(config, end, **test):
     return Trained(config, None, [*lines, line(30, "test", loss=end, **test)], None)
 
 
-@pytest.mark.parametrize("key", ["P1", "P2", "P6", "P7"])
+@pytest.mark.parametrize("key", ["P1", "P2", "P4", "P6", "P7"])
 def test_claims_read_and_draw_what_runs_have(key):
     claim = gpt.CLAIMS[key]
-    accuracies = {f"accuracy {k}-shot": 0.1 + 0.1 * k for k in gpt_text.SHOTS}
+    test = {f"accuracy {k}-shot": 0.1 + 0.1 * k for k in gpt_text.SHOTS}
+    test |= {"accuracy": 0.7, "perplexity": 20.0}
     trained = {
-        arm: [made_up(config, 3 - 0.2 * i + 0.01 * seed, **accuracies) for seed in range(2)]
+        arm: [made_up(config, 3 - 0.2 * i + 0.01 * seed, **test) for seed in range(2)]
         for i, (arm, config) in enumerate(claim.arms.items())
     }
     figures = {arm: claim.figures(runs[0]) for arm, runs in trained.items()}
@@ -340,6 +479,8 @@ def test_claims_read_and_draw_what_runs_have(key):
     assert all(np.isfinite(value) for value in excess.values())
     if key == "P2":
         assert excess["more text is better"] == pytest.approx(0.2)
+    if key == "P4":
+        assert list(excess.values()) == [-1]
     if key == "P6":
         assert excess["393k: 8 demonstrations gain more than 10 points"] == pytest.approx(0.7)
         assert excess["393k gains more than 3k"] == pytest.approx(0)

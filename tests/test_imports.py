@@ -24,6 +24,7 @@ HISTORY = [
     "transformer",
     "bert",
     "gpt",
+    "gpt_lstm",
     "simclr",
 ]
 

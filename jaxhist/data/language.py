@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
@@ -19,6 +20,7 @@ from jaxhist.algorithm import Batch, State, keys
 from jaxhist.data import batches, documents, text
 from jaxhist.packed import SPECIAL
 
+FILE = "vocabulary.json"  # in the directory of a run
 Unit = Literal["bytes", "characters"]
 MAKE = {"bytes": text.byte_pairs, "characters": text.characters}
 LEAST = {"bytes": 256 + len(SPECIAL), "characters": 1 + len(SPECIAL)}  # of a vocabulary
@@ -62,16 +64,11 @@ def named(
       UserError: a size makes no sense; and, when data are asked for, that the data set is not
         there, or has no such text.
     """
-    if vocabulary < LEAST[unit]:
-        raise UserError(f"a vocabulary of {unit} has {LEAST[unit]} tokens at least: {vocabulary}")
     if not 0 < share <= 1:
         raise UserError(f"a share of the text is above 0 and at most 1, not {share}")
     texts = documents.named(name)
-
-    def make() -> Tokenizer:
-        return MAKE[unit](documents.first(texts("train"), documents.SAMPLE), vocabulary)
-
-    tokenizer = text.kept(workdir, "vocabulary.json", make)
+    sample = lambda: documents.first(texts("train"), documents.SAMPLE)
+    tokenizer = kept(workdir, "", sample, unit, vocabulary)
 
     def encode(chosen: Sequence[str]) -> np.ndarray:
         return np.concatenate([np.int32(ids) for ids in text.encode(tokenizer(), chosen)])
@@ -131,3 +128,37 @@ def named(
 
     shape = jax.ShapeDtypeStruct((batch, length + 1), jnp.int32)
     return Corpus({"tokens": shape}, train, windows, tokens_per_character, tokenizer)
+
+
+def kept(
+    workdir: str, other: str, texts: Callable[[], Sequence[str]], unit: Unit, size: int
+) -> Callable[[], Tokenizer]:
+    """The vocabulary of a run, kept in its directory.
+
+    Args:
+      workdir: the directory; without one ("") nothing is kept.
+      other: another run in the same directory as this one, whose vocabulary it takes over, or "" to
+        make one.
+      texts: -> those to make one from.
+      unit: what a vocabulary begins with.
+      size: how many tokens it has at most.
+
+    Raises:
+      UserError: the size makes no sense; and, when the vocabulary is asked for, that the other run
+        has none, or a larger one.
+    """
+    if size < LEAST[unit]:
+        raise UserError(f"a vocabulary of {unit} has {LEAST[unit]} tokens at least: {size}")
+
+    def make() -> Tokenizer:
+        if not other:
+            return MAKE[unit](texts(), size)
+        there = epath.Path(workdir).parent / other
+        if not (there / FILE).exists():
+            raise UserError(f"no vocabulary in {there}")
+        tokenizer = text.kept(str(there), FILE, list)()  # it is there
+        if (found := tokenizer.get_vocab_size()) > size:
+            raise UserError(f"{there} has {found} tokens, and the configuration asks for {size}")
+        return tokenizer
+
+    return text.kept(workdir, FILE, make)

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxhist import UserError
+from jaxhist import UserError, packed
 from jaxhist.models.transformer import attend
 
 Array = jax.Array
@@ -166,7 +166,11 @@ class GPT(nn.Module):
 
     def __call__(self, tokens: Array, *, train: bool) -> Array:
         """[B, T] -> the logits of the tokens behind each."""
-        return self._read(tokens, None, 0, train)[0]
+        return self.read(tokens, train=train)[1]
+
+    def read(self, tokens: Array, *, train: bool) -> tuple[Array, Array]:
+        """[B, T] -> what the last layer makes of each, [B, T, D], and the logits."""
+        return self._read(tokens, None, 0, train)[:2]
 
     def empty(self, count: int) -> Cache:
         """A cache of S = `length` for B = `count` rows, in which nothing is yet."""
@@ -176,10 +180,10 @@ class GPT(nn.Module):
 
     def extend(self, cache: Cache, tokens: Array, index: Array | int) -> tuple[Array, Cache]:
         """Read [B, T] tokens at the positions from `index` on, behind what is in the cache."""
-        return self._read(tokens, cache, index, False)
+        return self._read(tokens, cache, index, False)[1:]
 
     @nn.compact
-    def _read(self, tokens, cache, index, train) -> tuple[Array, Cache | None]:
+    def _read(self, tokens, cache, index, train) -> tuple[Array, Array, Cache | None]:
         layers, width, heads = self.size
         if width % heads:
             raise UserError(f"a width of {width} cannot be divided among {heads} heads")
@@ -207,5 +211,28 @@ class GPT(nn.Module):
         x, cache = loop(*options, name="layers")(x, cache, banded, index)
         if self.norm == "pre":
             x = _norm(self.dtype, "norm")(x)
-        logits = embedding.attend(x)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), cache
+        return x, _wide(embedding.attend(x)), cache
+
+
+class Classifier(nn.Module):
+    """A network that has learned a language, fine-tuned to tell classes: GPT-1, section 3.2."""
+
+    network: nn.Module  # `GPT`, or any other with its `read`
+    classes: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens: Array, *, train: bool) -> tuple[Array, Array]:
+        """[B, T] -> the logits of the classes [B, classes], from what the last layer makes of the
+        last token that is no padding; and those of the tokens behind each, [B, T, V]."""
+        x, logits = self.network.read(tokens, train=train)
+        x = packed.at(x, jnp.sum(tokens != packed.PAD, 1, keepdims=True) - 1)[:, 0]
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return _wide(
+            nn.Dense(self.classes, kernel_init=nn.initializers.normal(DEVIATION), name="output")(x)
+        ), logits
+
+
+def _wide(x: Array) -> Array:
+    """At least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
