@@ -32,7 +32,7 @@ demo: install
 	@echo '  python -m experiments.resnet describe cifar10'
 
 claims: install
-	for name in resnet identity_mappings alexnet gan googlenet adam dqn simclr regression seq2seq attention transformer; do $(BIN)/python -m experiments.$$name claims || exit; done
+	for name in resnet identity_mappings alexnet gan googlenet adam dqn simclr regression seq2seq attention transformer bert gpt; do $(BIN)/python -m experiments.$$name claims || exit; done
 
 test: install
 	$(BIN)/python -m pytest -n 2 -q
