@@ -95,7 +95,8 @@ def draw_law(axes: Axes, name: str, x: Sequence[float], loss: Sequence[float], c
     centre = np.exp(np.mean(np.log(x)))
     theirs = law.band(np.array([centre]))[0] * (at / centre) ** -KAPLAN[name]
     axes.plot(at, theirs, "k--", lw=0.8, label=f"Kaplan et al.: {KAPLAN[name]:.3f}")
-    axes.set(xscale="log", yscale="log", xlabel=name, ylabel="loss of a token, nats")
+    plots.logarithmic(axes)
+    axes.set(xscale="log", xlabel=name, ylabel="loss of a token, nats")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
 
@@ -139,7 +140,8 @@ def draw_data(trained: dict[str, list[Trained]], figure: Figure):
 def draw_losses(trained: dict[str, list[Trained]], axes: Axes):
     runs = {arm: [one.lines for one in of_arm] for arm, of_arm in trained.items()}
     plots.compare(axes, runs, lambda line: line["loss"], phase="evaluate")
-    axes.set(yscale="log", ylabel="loss of a token, validation data")
+    plots.logarithmic(axes)
+    axes.set(ylabel="loss of a token, validation data")
 
 
 def draw_norms(trained: dict[str, list[Trained]], figure: Figure):
