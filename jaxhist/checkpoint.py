@@ -59,10 +59,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, whole or damaged, newest first."""
-        if not self.folder.exists():
-            return []
-        names = (path.parent.name for path in self.folder.glob(f"*/{SUMS}"))
-        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        return finished(self.folder.parent)
 
     def save(self, step: int, state: State, progress: Progress):
         """Copy the state off the devices, and write it in the background.
@@ -230,6 +227,15 @@ class Checkpoints:
         finally:
             self._worker.shutdown()
             self._orbax.close()
+
+
+def finished(workdir: epath.PathLike) -> list[int]:
+    """The steps of a run's finished checkpoints, whole or damaged, newest first."""
+    folder = epath.Path(workdir) / "checkpoints"
+    if not folder.exists():
+        return []
+    names = (path.parent.name for path in folder.glob(f"*/{SUMS}"))
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
 def tested(workdir: epath.PathLike, init: Callable[[Key], State]) -> State:

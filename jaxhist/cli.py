@@ -125,7 +125,7 @@ class _Script:
 
     def describe(self, arguments: list[str]) -> int:
         config, run = self._parse(arguments)
-        experiment = self.build(config, run)
+        experiment = self.build(config, dataclasses.replace(run, workdir=""))  # no files are needed
         key = keys(0)
         state = jax.eval_shape(experiment.init, key.init)
 

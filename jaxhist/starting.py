@@ -15,6 +15,9 @@ from jaxhist.train import Run
 def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any], like: Any) -> Any:
     """What another run has learned, in the place of what an `init` has drawn.
 
+    It is not read where a state is only described, by a run without a directory, or comes from this
+    run's own checkpoint: what it has begun with may be gone by then.
+
     Args:
       build: makes the other run's experiment from its configuration.
       config: `start` is the other run's directory, in the same one as this run's; {seed} in it
@@ -26,6 +29,8 @@ def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any]
     Raises:
       UserError: there is no such run, it has another network, or it has no checkpoint.
     """
+    if not run.workdir or checkpoint.finished(run.workdir):
+        return like
     workdir = epath.Path(run.workdir).parent / config.start.format(seed=run.seed)
     header = log.read(workdir)[0]
     if header["config"].keys() != asdict(config).keys():

@@ -101,6 +101,23 @@ def test_a_damaged_checkpoint_is_one_line(first, tmp_path):
         jax.jit(build(Config(start="first-seed0"), run).init)(keys(0).init)
 
 
+def test_what_it_began_with_may_be_gone(first, tmp_path):
+    """When the run goes on, or is tested or described."""
+    shutil.copytree(first[0].workdir, tmp_path / "first-seed0")
+    run = Run(workdir=str(tmp_path / "second"), devices=1)
+    make = lambda workdir: build(
+        Config(start="first-seed0"), dataclasses.replace(run, workdir=workdir)
+    )
+    identity = {"experiment": "tiny", "config": {}}
+    train(make(run.workdir)._replace(steps=2), run, identity)
+    shutil.rmtree(tmp_path / "first-seed0")
+    train(make(run.workdir)._replace(steps=4), run, identity)
+    assert checkpoint.tested(run.workdir, make(run.workdir).init).step == 4
+    jax.eval_shape(make("").init, keys(0).init)
+    with pytest.raises(UserError, match=r"no run in .*first-seed0"):
+        jax.eval_shape(make(str(tmp_path / "third")).init, keys(0).init)
+
+
 def test_it_is_read_once(first, monkeypatch):
     """The trainer asks for the shapes of a state, then for the state."""
     asked, tested = [], checkpoint.tested
