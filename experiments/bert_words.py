@@ -12,7 +12,7 @@ import tyro
 from experiments import bert_tuning
 from jaxhist import UserError, devices, evaluate, losses, tell
 from jaxhist.algorithm import Batch, State
-from jaxhist.data import wordpiece
+from jaxhist.data import text, wordpiece
 from jaxhist.data.masked import Corpus
 from jaxhist.models.bert import POSITIONS, PreTraining
 from jaxhist.packed import PAD
@@ -79,7 +79,7 @@ def fill(config: Any, run: Run, state: State, sentence: tyro.conf.Positional[str
         raise UserError("this network has learned labels; a pre-trained one guesses words")
     tokenizer = bert_tuning.vocabulary(config, run, list)()  # it is there
     special = wordpiece.special(tokenizer)
-    (pieces,) = wordpiece.encode(tokenizer, [sentence])
+    (pieces,) = text.ids(tokenizer, [sentence])
     tokens = np.array([special.begin, *pieces, special.end])[None]
     (places,) = np.nonzero(tokens[0] == special.mask)
     if not len(places):

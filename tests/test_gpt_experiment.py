@@ -325,7 +325,7 @@ def read(tmp_path_factory):
         experiment = gpt.build(config, run)
         states[network] = state = jax.jit(experiment.init)(keys(7).init)
         Path(run.workdir).mkdir()
-        Path(run.workdir, language.FILE).write_text(vocabulary)
+        Path(run.workdir, text.FILE).write_text(vocabulary)
         Path(run.workdir, log.FILE).write_text(json.dumps({**header, "starts": []}) + "\n")
         with contextlib.closing(Checkpoints(run.workdir)) as checkpoints:
             checkpoints.save(0, state, Progress())
@@ -365,7 +365,7 @@ def test_from_scratch_the_vocabulary_is_the_same(read):
     tuned = tuning(read, "tuned", start="transformer-seed{seed}")
     np.testing.assert_array_equal(jax.device_get(tuned.data(0, None))["tokens"], batch)
     names = "transformer-seed0", "scratch", "tuned"
-    assert len({(read[0] / name / language.FILE).read_text() for name in names}) == 1
+    assert len({(read[0] / name / text.FILE).read_text() for name in names}) == 1
     with pytest.raises(UserError, match=r"no vocabulary in .*nowhere"):
         tuning(read, "other", words="nowhere").data(0, None)
     with pytest.raises(UserError, match="has 262 tokens, and the configuration asks for 260"):

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
@@ -20,7 +19,6 @@ from jaxhist.algorithm import Batch, State, keys
 from jaxhist.data import batches, documents, text
 from jaxhist.packed import SPECIAL
 
-FILE = "vocabulary.json"  # in the directory of a run
 Unit = Literal["bytes", "characters"]
 MAKE = {"bytes": text.byte_pairs, "characters": text.characters}
 LEAST = {"bytes": 256 + len(SPECIAL), "characters": 1 + len(SPECIAL)}  # of a vocabulary
@@ -153,12 +151,9 @@ def kept(
     def make() -> Tokenizer:
         if not other:
             return MAKE[unit](texts(), size)
-        there = epath.Path(workdir).parent / other
-        if not (there / FILE).exists():
-            raise UserError(f"no vocabulary in {there}")
-        tokenizer = text.kept(str(there), FILE, list)()  # it is there
+        tokenizer = text.taken_over(workdir, other)
         if (found := tokenizer.get_vocab_size()) > size:
-            raise UserError(f"{there} has {found} tokens, and the configuration asks for {size}")
+            raise UserError(f"{other} has {found} tokens, and the configuration asks for {size}")
         return tokenizer
 
-    return text.kept(workdir, FILE, make)
+    return text.kept(workdir, text.FILE, make)

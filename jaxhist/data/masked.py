@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, Key, State
-from jaxhist.data import batches, wordpiece
+from jaxhist.data import batches, text, wordpiece
 from jaxhist.data.documents import HELD_OUT, Documents, first
 from jaxhist.data.wordpiece import Special
 from jaxhist.packed import PAD
@@ -73,13 +73,13 @@ def corpus(
     if length < 8:
         raise UserError(f"rows of {length} tokens are too short for two segments")
 
-    def cut(text: str, number: int) -> list[Batch]:
+    def cut(document: str, number: int) -> list[Batch]:
         """The windows of a document, and its number with each."""
-        found = windows(wordpiece.encode(tokenizer(), sentences(text)), length - 3)
+        found = windows(text.ids(tokenizer(), sentences(document)), length - 3)
         return [window | {"document": np.int32(number)} for window in found]
 
     def rows(texts: Sequence[str]) -> Batch:
-        found = [window for number, text in enumerate(texts) for window in cut(text, number)]
+        found = [window for number, one in enumerate(texts) for window in cut(one, number)]
         if not found:
             raise UserError("the documents have no two words that follow each other")
         return {name: np.stack([window[name] for window in found]) for name in found[0]}

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, State
-from jaxhist.data import batches, prepared
+from jaxhist.data import batches, prepared, text
 from jaxhist.data.images import Split, split_off
 from jaxhist.packed import PAD
 
@@ -63,7 +63,7 @@ def from_tfds(
     def split(part: str) -> Split:
         found = [e for e in prepared.examples(builder, part) if e["label"] >= 0]
         read = {
-            text: np.array([example[text].decode() for example in found], object) for text in texts
+            key: np.array([example[key].decode() for example in found], object) for key in texts
         }
         return read | {"label": np.array([example["label"] for example in found], np.int32)}
 
@@ -88,8 +88,7 @@ def from_tfds(
     @functools.cache
     def rows(part: str) -> Batch:
         read = load()[part]
-        encoded = [tokenizer().encode_batch_fast(list(read[text])) for text in texts]
-        pieces = [[encoding.ids for encoding in of_text] for of_text in encoded]
+        pieces = [text.ids(tokenizer(), read[name]) for name in texts]
         begin, end = map(tokenizer().token_to_id, marks)
         both = [row(parts, length, begin, end) for parts in zip(*pieces, strict=True)]
         tokens, segment = (np.stack(arrays) for arrays in zip(*both, strict=True))
@@ -101,7 +100,7 @@ def from_tfds(
         list(builder.info.features["label"].names),
         batches.on_device(lambda: rows("train"), batch, seed, mesh, lambda batch, key: batch),
         lambda part: batches.slices(rows(part)),
-        lambda: [text for name in texts for text in load()["train"][name]],
+        lambda: [one for name in texts for one in load()["train"][name]],
     )
 
 

@@ -24,6 +24,8 @@ from jaxhist import UserError
 from jaxhist.files import failing_in_one_line, write_durably
 from jaxhist.packed import EOS, PAD, SPECIAL
 
+FILE = "vocabulary.json"  # in the directory of a run
+
 
 def subwords(texts: Iterable[str], size: int) -> Tokenizer:
     """Byte pair encoding (Sennrich et al., arXiv:1508.07909): from letters on, the most frequent
@@ -117,10 +119,27 @@ def kept(workdir: str, name: str, make: Callable[[], Tokenizer]) -> Callable[[],
     return load
 
 
+def taken_over(workdir: str, other: str) -> Tokenizer:
+    """The vocabulary of another run, which is in the same directory as this one.
+
+    Raises:
+      UserError: it has none, or it is damaged.
+    """
+    folder = epath.Path(workdir).parent / other
+    if not (folder / FILE).exists():
+        raise UserError(f"no vocabulary in {folder}")
+    return kept(str(folder), FILE, list)()  # it is there
+
+
+def ids(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
+    """Texts as tokens."""
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+
+
 def encode(tokenizer: Tokenizer, texts: Sequence[str], reverse: bool = False) -> list[list[int]]:
     """Sentences as tokens that end with EOS; their words from the last to the first, if asked."""
-    encoded = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-    return [[*(ids[::-1] if reverse else ids), EOS] for ids in encoded]
+    found = ids(tokenizer, texts)
+    return [[*(tokens[::-1] if reverse else tokens), EOS] for tokens in found]
 
 
 def decode(tokenizer: Tokenizer, tokens: np.ndarray) -> list[str]:

@@ -142,7 +142,7 @@ def _vocabularies(
 ) -> Callable[[], Vocabularies]:
     if len(sizes) == 1:
         make = lambda: text.subwords(itertools.chain(*pairs()), *sizes)
-        both = text.kept(workdir, "vocabulary.json", make)
+        both = text.kept(workdir, text.FILE, make)
         return lambda: (both(), both())
     source = lambda: text.words(pairs().source, sizes[0])
     target = lambda: text.words(pairs().target, sizes[1])

@@ -14,7 +14,6 @@ from jaxhist import UserError
 from jaxhist.data import text
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-FILE = "vocabulary.json"  # in the directory of a run
 
 
 class Special(NamedTuple):
@@ -88,10 +87,7 @@ def kept(
         if words.endswith(".txt"):
             tokenizer = read(words, cased)
         elif words:
-            path = epath.Path(workdir).parent / words / FILE
-            if not path.exists():
-                raise UserError(f"no vocabulary in {path.parent}")
-            tokenizer = text.kept(str(path.parent), FILE, list)()  # it is there
+            tokenizer = text.taken_over(workdir, words)
         else:
             tokenizer = trained(texts(), size, cased)
         found = tokenizer.get_vocab_size()
@@ -100,16 +96,11 @@ def kept(
             raise UserError(f"{name} has {found} pieces, and the configuration asks for {size}")
         return tokenizer
 
-    return text.kept(workdir, FILE, make)
+    return text.kept(workdir, text.FILE, make)
 
 
 def special(tokenizer: Tokenizer) -> Special:
     return Special(*map(tokenizer.token_to_id, SPECIAL))
-
-
-def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """The pieces of each text, without [CLS] and [SEP]."""
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
 def _tokenizer(vocabulary: dict[str, int], cased: bool) -> Tokenizer:
