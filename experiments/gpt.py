@@ -181,7 +181,7 @@ SIZES |= {f"{name}, rate {HIGH}": replace(SIZES[name], rate=HIGH) for name in LA
 SHARES = {f"{share:.0%}": replace(SIZES["197k"], share=share) for share in (0.03, 0.1, 0.3, 1.0)}
 LETTERS = replace(BRIEF, data="letters", vocabulary=14, evaluate_every=250)
 LEARNERS = {
-    name: sized(LETTERS, *size)
+    f"letters {name}": sized(LETTERS, *size)
     for name, size in {"3k": (1, 16), "25k": (2, 32), "98k": (2, 64), "393k": (2, 128)}.items()
 }
 DEEP = replace(BRIEF, layers=12, width=64, heads=4, warmup=0, decay=300, steps=300)
@@ -225,7 +225,8 @@ def share_law(by: dict[str, Figures]) -> gpt_claims.Law:
 
 def gain(by: dict[str, Figures], name: str) -> float:
     """Of eight demonstrations."""
-    return by[name]["accuracy 8-shot"] - by[name]["accuracy 0-shot"]
+    accuracy = by[f"letters {name}"]
+    return accuracy["accuracy 8-shot"] - accuracy["accuracy 0-shot"]
 
 
 CLAIMS = {

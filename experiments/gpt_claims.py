@@ -158,7 +158,7 @@ def draw_shots(trained: dict[str, list[Trained]], figure: Figure):
         names = list(shots(runs[0]))
         k = [int(name.split()[1].removesuffix("-shot")) for name in names]
         values = np.array([[shots(run)[name] for name in names] for run in runs])
-        axes.plot(k, values.mean(0), f"C{number}", label=arm)
+        axes.plot(k, values.mean(0), f"C{number}", label=arm.removeprefix("letters "))
         axes.plot(k, values.T, f"C{number}o", alpha=0.5, markersize=4)
     axes.axhline(0.1, color="gray", linestyle="--", linewidth=0.8, label="at random")
     axes.set(xlabel="demonstrations in the context", ylabel="accuracy", ylim=(0, 1.02))

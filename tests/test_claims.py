@@ -1,4 +1,6 @@
 import json
+import pkgutil
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ import scipy.stats
 from test_cli import assert_one_line
 from tiny import tiny
 
+import experiments
 from experiments import identity_mappings, resnet
 from jaxhist import UserError, claims
 from jaxhist.claims import Check, Claim, Equation, judge
@@ -133,8 +136,16 @@ def test_an_identity_passes_the_gradient_and_a_factor_shrinks_it():
     assert np.isclose(*sides["scaling"], rtol=1e-6) and sides["scaling"][1] == 2.0**-54
 
 
-@pytest.mark.parametrize("script", [resnet, identity_mappings])
+SCRIPTS = [
+    import_module(module.name)
+    for module in pkgutil.iter_modules(experiments.__path__, "experiments.")
+]
+WITH_CLAIMS = [script for script in SCRIPTS if hasattr(script, "CLAIMS")]
+
+
+@pytest.mark.parametrize("script", WITH_CLAIMS, ids=lambda script: script.__name__)
 def test_claims_that_share_an_arm_share_its_configuration(script):
+    """Since they share its runs."""
     arms = {}
     for one in script.CLAIMS.values():
         if isinstance(one, Claim):
