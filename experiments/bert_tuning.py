@@ -24,7 +24,7 @@ def network(config: Any) -> dict[str, Any]:
     """What models are made with."""
     return {
         "vocabulary": config.vocabulary,
-        "size": Size(config.layers, config.width, config.heads, config.dropout),
+        "size": Size(config.layers, config.width, config.heads, config.dropout, config.deviation),
         "left_to_right": config.left_to_right,
         "dtype": jnp.dtype(config.dtype),
     }

@@ -23,7 +23,6 @@ POSITIONS = 512  # the most tokens in a row
 SEGMENTS = 2
 
 # As in the authors' code, google-research/bert, also where the paper does not say it.
-normal = nn.initializers.truncated_normal(0.02)  # cut at two standard deviations
 gelu = partial(jax.nn.gelu, approximate=False)  # x Phi(x), Hendrycks & Gimpel, arXiv:1606.08415
 Norm = partial(nn.LayerNorm, epsilon=1e-12)
 
@@ -35,10 +34,16 @@ class Size(NamedTuple):
     width: int
     heads: int
     dropout: float = 0.1
+    deviation: float = 0.02  # of the first weights
 
 
 BASE = Size(12, 768, 12)
 LARGE = Size(24, 1024, 16)
+
+
+def normal(size: Size) -> nn.initializers.Initializer:
+    """Cut at two standard deviations, as in the authors' code."""
+    return nn.initializers.truncated_normal(size.deviation)
 
 
 class Attention(nn.Module):
@@ -50,8 +55,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
         """[B, T, D] -> [B, T, D]; the mask, what may be looked at, is [B, 1, T] or [B, T, T]."""
-        _, width, heads, dropout = self.size
-        project = partial(nn.Dense, width, kernel_init=normal, dtype=self.dtype)
+        _, width, heads, dropout, _ = self.size
+        project = partial(nn.Dense, width, kernel_init=normal(self.size), dtype=self.dtype)
         split = lambda x: x.reshape(*x.shape[:2], heads, -1)
         q, k, v = (split(project(name=f"W_{name}")(x)) for name in "qkv")
         logits = _wide(jnp.einsum("bthk,bshk->bhts", q, k)) / math.sqrt(q.shape[-1])
@@ -69,8 +74,8 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, mask: Array, train: bool) -> Array:
-        _, width, _, dropout = self.size
-        dense = partial(nn.Dense, kernel_init=normal, dtype=self.dtype)
+        _, width, _, dropout, _ = self.size
+        dense = partial(nn.Dense, kernel_init=normal(self.size), dtype=self.dtype)
         drop = lambda x: nn.Dropout(dropout)(x, deterministic=not train)
         attended = Attention(self.size, self.dtype, name="attention")(x, mask, train)
         x = Norm(name="attention_norm")(x + drop(attended))
@@ -87,10 +92,11 @@ class Encoder(nn.Module):
     dtype: Any = None  # of the products; None is that of the parameters
 
     def setup(self):
-        layers, width, heads, dropout = self.size
+        layers, width, heads, dropout, _ = self.size
         if width % heads:
             raise UserError(f"a width of {width} cannot be divided among {heads} heads")
-        embed = partial(nn.Embed, features=width, embedding_init=normal, dtype=self.dtype)
+        init = normal(self.size)
+        embed = partial(nn.Embed, features=width, embedding_init=init, dtype=self.dtype)
         self.words = embed(self.vocabulary)
         self.positions, self.segments = embed(POSITIONS), embed(SEGMENTS)
         self.norm, self.drop = Norm(), nn.Dropout(dropout)
@@ -126,22 +132,25 @@ class Encoder(nn.Module):
 class Pooler(nn.Module):
     """tanh(W x + b), of what stands for a row. [B, D] -> [B, D]"""
 
+    size: Size
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return jnp.tanh(nn.Dense(x.shape[-1], kernel_init=normal, dtype=self.dtype, name="W")(x))
+        W = nn.Dense(x.shape[-1], kernel_init=normal(self.size), dtype=self.dtype, name="W")
+        return jnp.tanh(W(x))
 
 
 class WordHead(nn.Module):
     """The last layer but one of predicting words. [B, P, D] -> [B, P, D]"""
 
+    size: Size
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.Dense(x.shape[-1], kernel_init=normal, dtype=self.dtype, name="W")(x)
-        return Norm(name="norm")(gelu(x))
+        W = nn.Dense(x.shape[-1], kernel_init=normal(self.size), dtype=self.dtype, name="W")
+        return Norm(name="norm")(gelu(W(x)))
 
 
 class PreTraining(nn.Module):
@@ -157,10 +166,10 @@ class PreTraining(nn.Module):
 
     def setup(self):
         self.encoder = Encoder(self.vocabulary, self.size, self.left_to_right, self.dtype)
-        self.pooler = Pooler(self.dtype)
-        self.words = WordHead(self.dtype)
+        self.pooler = Pooler(self.size, self.dtype)
+        self.words = WordHead(self.size, self.dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.vocabulary,))
-        self.follows = nn.Dense(2, kernel_init=normal)
+        self.follows = nn.Dense(2, kernel_init=normal(self.size))
 
     def __call__(
         self, tokens: Array, segment: Array, position: Array, *, train: bool
@@ -184,9 +193,9 @@ class Classifier(nn.Module):
 
     def setup(self):
         self.encoder = Encoder(self.vocabulary, self.size, self.left_to_right, self.dtype)
-        self.pooler = Pooler(self.dtype)
+        self.pooler = Pooler(self.size, self.dtype)
         self.drop = nn.Dropout(self.size.dropout)
-        self.output = nn.Dense(self.classes, kernel_init=normal)
+        self.output = nn.Dense(self.classes, kernel_init=normal(self.size))
 
     def __call__(self, tokens: Array, segment: Array, *, train: bool) -> Array:
         x = self.encoder(tokens, segment, train)
