@@ -179,7 +179,7 @@ def sized(config: Config, layers: int, width: int) -> Config:
 SIZES = {name: sized(BRIEF, *size) for name, size in LADDER.items()}
 SIZES |= {f"{name}, rate {HIGH}": replace(SIZES[name], rate=HIGH) for name in LADDER}
 SHARES = {f"{share:.0%}": replace(SIZES["197k"], share=share) for share in (0.03, 0.1, 0.3, 1.0)}
-LETTERS = replace(BRIEF, data="letters", vocabulary=14, evaluate_every=250)
+LETTERS = replace(BRIEF, data="letters", vocabulary=18, evaluate_every=250)
 LEARNERS = {
     f"letters {name}": sized(LETTERS, *size)
     for name, size in {"3k": (1, 16), "25k": (2, 32), "98k": (2, 64), "393k": (2, 128)}.items()

@@ -62,7 +62,7 @@ def measuring(language_model: LanguageModel, run: Run) -> Callable[[State, str],
 
 
 def answering(language_model: LanguageModel, run: Run) -> Callable[[State], dict[str, float]]:
-    """state -> how many questions on pairs of letters are answered rightly behind k pairs."""
+    """state -> how many questions on letters are answered rightly behind k pairs."""
     model, corpus = language_model
 
     def predict(state: State, tokens: jax.Array) -> jax.Array:
@@ -78,9 +78,9 @@ def answering(language_model: LanguageModel, run: Run) -> Callable[[State], dict
 
 
 def asked(document: str) -> Question:
-    """The last pair of a document: what is its second letter?"""
-    *pairs, (letter, answer) = document.split("\n")[: max(SHOTS) + 1]
-    return Question(pairs, letter, documents.ALPHABET, documents.ALPHABET.index(answer))
+    """One of a document's pairs: what is its digit?"""
+    *pairs, (letter, digit) = document.split("\n")[: max(SHOTS) + 1]
+    return Question(pairs, letter, documents.DIGITS, documents.DIGITS.index(digit))
 
 
 def completions(

@@ -1,4 +1,4 @@
-"""Documents to learn a language from: Python's own documentation, pairs of letters, and TFDS data
+"""Documents to learn a language from: Python's own documentation, letters and digits, and TFDS data
 sets of texts."""
 
 import ast
@@ -71,20 +71,21 @@ def _docstrings(path: Path) -> str:
     return "\n\n".join(text for text in texts if text)
 
 
-ALPHABET = "abcdefghij"
-PAIRS = 10  # in a document
+LETTERS, DIGITS = "abcd", "0123456789"
+PAIRS = 16  # in a document
 
 
 @functools.cache
 def letters(split: str) -> list[str]:
-    """Documents of pairs of letters, a pair to a line: the second is so many places behind the
-    first, cyclically, as many in all pairs of a document. So the first pair says what is asked."""
+    """Documents of letters and digits, a pair to a line: each letter has a digit, which is another
+    one in each document. So what it is can be known from the pairs before alone."""
     number, count = {"train": (0, 20_000), "validation": (1, 500), "test": (2, 500)}[split]
     random = np.random.default_rng(number)
-    first = random.integers(len(ALPHABET), size=(count, PAIRS))
-    second = (first + random.integers(len(ALPHABET), size=(count, 1))) % len(ALPHABET)
-    pair = lambda x, y: ALPHABET[x] + ALPHABET[y]
-    return ["\n".join(map(pair, *rows)) for rows in zip(first, second, strict=True)]
+    letter = random.integers(len(LETTERS), size=(count, PAIRS))
+    digits = random.integers(len(DIGITS), size=(count, len(LETTERS)))
+    digit = np.take_along_axis(digits, letter, 1)
+    pair = lambda x, y: LETTERS[x] + DIGITS[y]
+    return ["\n".join(map(pair, *rows)) for rows in zip(letter, digit, strict=True)]
 
 
 class Texts(Sequence[str]):
