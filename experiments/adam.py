@@ -130,7 +130,7 @@ def build(config: Config, run: Run) -> Experiment:
     else:
         prepare = images.whitened if config.network == "convolutional" else images.scaled
         data = prepare(images.named(config.data, config.validation))
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     wide = lambda batch, key=None: {**batch, "input": batch["input"].astype(jnp.float32)}
     train = batches.on_device(lambda: data.load()["train"], config.batch, run.seed, mesh, wide)
 

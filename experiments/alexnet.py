@@ -99,7 +99,7 @@ def build(config: Config | ImageNet, run: Run) -> Experiment:
     if isinstance(config, ImageNet):
         model = AlexNet if config.towers == 2 else OneTower
         return learn(config, run, large_photographs(config, run), model, falling(config, 3))
-    source, mesh = small_images(config), devices.mesh(run.devices)
+    source, mesh = small_images(config), devices.mesh(run.devices, run.mesh)
     data = images.crops(source, config.batch, config.pad, config.mirror, run.seed, mesh)
     rate = falling(config, config.falls)
     return learn(config, run, data, network(config), rate, config.decay, config.patience)
@@ -141,7 +141,7 @@ def learn(config, run: Run, data: Labelled, model, rate, decay: float = 5e-4, pa
     algorithm = descend(init_model, loss, optax.chain(decayed, rated, optax.trace(0.9)))
 
     # Not in the paper: with small images, what is tested is the best checkpoint on images held out.
-    mean = evaluate.means(measure, devices.mesh(run.devices), data.size)
+    mean = evaluate.means(measure, devices.mesh(run.devices, run.mesh), data.size)
     picture = lambda state: {"filters": plots.filters(state.params["Conv_0"]["kernel"])}
     return Experiment(
         data=data.train,

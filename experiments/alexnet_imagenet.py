@@ -31,5 +31,5 @@ def large_photographs(config: ImageNet, run: Run) -> Labelled:
     """Section 4.1: random crops, mirrored, in shifted colours; tests on ten crops."""
     source = photographs.from_tfds(config.data)
     view, test_view = photographs.square_crop, photographs.five_crops
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     return photographs.crops(source, config.batch, view, test_view, run.seed, mesh)

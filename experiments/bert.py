@@ -19,7 +19,7 @@ from jaxhist.claims import Claim
 from jaxhist.cli import main
 from jaxhist.data import documents, masked
 from jaxhist.models import bert
-from jaxhist.models.bert import PreTraining
+from jaxhist.models.bert import TENSOR, PreTraining
 from jaxhist.packed import PAD
 from jaxhist.train import Experiment, Run
 
@@ -98,7 +98,7 @@ def build(config: Config, run: Run) -> Experiment:
         return bert_tuning.experiment(config, run, build)
 
     # Data.
-    texts, mesh = documents.named(config.data), devices.mesh(run.devices)
+    texts, mesh = documents.named(config.data), devices.mesh(run.devices, run.mesh)
     sample = lambda: documents.first(texts("train"), documents.SAMPLE)
     data = masked.corpus(
         texts,
@@ -157,6 +157,7 @@ def build(config: Config, run: Run) -> Experiment:
         test=lambda state: test(state, "test"),
         steps=config.steps,
         evaluate_every=config.evaluate_every,
+        tensor=TENSOR,
     )
 
 

@@ -15,7 +15,7 @@ from jaxhist import devices, evaluate, losses, starting
 from jaxhist.adam import adam
 from jaxhist.algorithm import descend
 from jaxhist.data import sentences, wordpiece
-from jaxhist.models.bert import Classifier, Size
+from jaxhist.models.bert import TENSOR, Classifier, Size
 from jaxhist.packed import PAD
 from jaxhist.train import Experiment, Run
 
@@ -68,7 +68,10 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
       build: makes an experiment from a configuration, for the run that it begins with.
     """
     # Data.
-    pieces, mesh = vocabulary(config, run, lambda: data.texts()), devices.mesh(run.devices)
+    pieces, mesh = (
+        vocabulary(config, run, lambda: data.texts()),
+        devices.mesh(run.devices, run.mesh),
+    )
     data = sentences.from_tfds(
         config.data,
         pieces,
@@ -129,4 +132,5 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
         test=lambda state: measure(state, "test"),
         steps=config.steps,
         evaluate_every=config.evaluate_every,
+        tensor=TENSOR,
     )

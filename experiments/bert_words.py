@@ -49,7 +49,7 @@ def tests(model: nn.Module, data: Corpus, config: Any, run: Run) -> Callable:
             "follows": found["follows right"],
         }
 
-    mean = evaluate.means(measure, devices.mesh(run.devices), config.batch)
+    mean = evaluate.means(measure, devices.mesh(run.devices, run.mesh), config.batch)
 
     def test(state: State, split: str) -> dict[str, float]:
         means = mean(state, data.held_out(split))

@@ -85,7 +85,7 @@ def build(config: Config | Atari, run: Run) -> Experiment:
     if isinstance(config, Atari):
         return dqn_atari.build(config, run)
     # Data. The game makes them. From outside come numbers, which choose what is remembered.
-    game, mesh, key = play.named(config.game), devices.mesh(run.devices), keys(run.seed)
+    game, mesh, key = play.named(config.game), devices.mesh(run.devices, run.mesh), keys(run.seed)
     practice = Practice(config.games, config.every, config.begin, config.explore, config.memory)
     practice.check(game.history)
     shape = config.batch, config.rounds, practice.updates

@@ -98,7 +98,7 @@ def build(config: Config | Mixture, run: Run) -> Experiment:
     if isinstance(config, Mixture):  # of a claim
         return gan_mixture.build(config, run)
     # Data. Pixels from 0 to 1, and for each step of the discriminator other images.
-    mesh, size = devices.mesh(run.devices), max(config.k, 1) * config.batch
+    mesh, size = devices.mesh(run.devices, run.mesh), max(config.k, 1) * config.batch
     scaled = lambda batch, key: {"image": batch["image"] / jnp.float32(255)}
     if side := config.photographs:
         source, shape = photographs.from_tfds(config.data), (side, side, 3)

@@ -104,7 +104,7 @@ def measure(state: State) -> dict[str, float]:
 
 
 def build(config: Mixture, run: Run) -> Experiment:
-    mesh, key = devices.mesh(run.devices), keys(run.seed)
+    mesh, key = devices.mesh(run.devices, run.mesh), keys(run.seed)
     draw = jax.jit(lambda step: real(jax.random.fold_in(key.draw, step), config.batch))
     algorithm = adversaries(
         Players(Generator(), Discriminator()),

@@ -80,7 +80,7 @@ def small_images(config: Config, run: Run) -> Labelled:
     # Data.
     source = images.named(config.data, config.validation)
     source = images.reduced(source, config.examples, config.shrink)
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     return images.crops(source, config.batch, config.pad, config.mirror, run.seed, mesh)
 
 
@@ -123,7 +123,7 @@ def learn(config, run: Run, data: Labelled, model, first: str, patience: int = 0
         return state.replace(extra=average), metrics
 
     # Not in the paper: with small images, what is tested is the best checkpoint on images held out.
-    mean = evaluate.means(measure, devices.mesh(run.devices), data.size)
+    mean = evaluate.means(measure, devices.mesh(run.devices, run.mesh), data.size)
     return Experiment(
         data=data.train,
         batch=data.batch,

@@ -35,5 +35,5 @@ def large_photographs(config: ImageNet, run: Run) -> Labelled:
     """
     source = photographs.from_tfds(config.data)
     view, test_view = photographs.inception_crop, photographs.inception_crops
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     return photographs.crops(source, config.batch, view, test_view, run.seed, mesh, size=4)

@@ -24,7 +24,7 @@ from jaxhist.algorithm import State, descend
 from jaxhist.claims import Claim, Figures
 from jaxhist.cli import main
 from jaxhist.data import language
-from jaxhist.models.gpt import Norm
+from jaxhist.models.gpt import TENSOR, Norm
 from jaxhist.train import Experiment, Run
 
 
@@ -108,7 +108,7 @@ def language_model(config: Config, run: Run) -> LanguageModel:
         config.share,
         run.seed,
         run.workdir,
-        devices.mesh(run.devices),
+        devices.mesh(run.devices, run.mesh),
     )
 
     # Model.
@@ -153,6 +153,7 @@ def build(config: Config, run: Run) -> Experiment:
         test=test,
         steps=config.steps,
         evaluate_every=config.evaluate_every,
+        tensor=TENSOR,
     )
 
 

@@ -46,7 +46,9 @@ def measuring(language_model: LanguageModel, run: Run) -> Callable[[State, str],
             "tokens": real.sum(1),
         }
 
-    mean = evaluate.means(measure, devices.mesh(run.devices), corpus.batch["tokens"].shape[0])
+    mean = evaluate.means(
+        measure, devices.mesh(run.devices, run.mesh), corpus.batch["tokens"].shape[0]
+    )
 
     def scores(state: State, split: str) -> dict[str, float]:
         means = mean(state, corpus.windows(split))
@@ -70,7 +72,7 @@ def answering(language_model: LanguageModel, run: Run) -> Callable[[State], dict
 
     def answers(state: State) -> dict[str, float]:
         vocabulary, length = corpus.vocabulary(), corpus.batch["tokens"].shape[1] - 1
-        accuracy = shots.accuracy(predict, vocabulary, length, devices.mesh(run.devices))
+        accuracy = shots.accuracy(predict, vocabulary, length, devices.mesh(run.devices, run.mesh))
         questions = [asked(document) for document in documents.letters("test")[:QUESTIONS]]
         return {f"accuracy {k}-shot": accuracy(state, questions, k) for k in SHOTS}
 

@@ -18,7 +18,7 @@ from jaxhist import devices, evaluate, losses, plots, starting
 from jaxhist.algorithm import descend
 from jaxhist.claims import Figures, Trained
 from jaxhist.data import language, sentences
-from jaxhist.models.gpt import GPT, Classifier, Size
+from jaxhist.models.gpt import GPT, TENSOR, Classifier, Size
 from jaxhist.models.gpt_lstm import LanguageLSTM
 from jaxhist.packed import PAD
 from jaxhist.train import Experiment, Run
@@ -56,7 +56,10 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
       build: makes an experiment from a configuration, for the run that it begins with.
     """
     # Data.
-    other, mesh = (config.start or config.words).format(seed=run.seed), devices.mesh(run.devices)
+    other, mesh = (
+        (config.start or config.words).format(seed=run.seed),
+        devices.mesh(run.devices, run.mesh),
+    )
     vocabulary = language.kept(
         run.workdir, other, lambda: data.texts(), config.unit, config.vocabulary
     )
@@ -123,6 +126,7 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
         test=lambda state: mean(state, data.held_out("test")),
         steps=config.steps,
         evaluate_every=config.evaluate_every,
+        tensor=TENSOR,
     )
 
 

@@ -51,7 +51,7 @@ def patients() -> list[dict[str, np.ndarray]]:
 def build(config: Config, run: Run) -> Experiment:
     # Data.
     train, validation, test = patients()
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     data = batches.on_device(lambda: train, config.batch, run.seed, mesh, lambda batch, key: batch)
 
     # Model.

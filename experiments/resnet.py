@@ -72,7 +72,7 @@ PRESETS = {
 def small_images(config: Config, run: Run) -> Labelled:
     """Section 4.2: pad, and crop at random the image or its mirror image."""
     source = images.named(config.data, config.validation)
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     return images.crops(source, config.batch, config.pad, config.mirror, run.seed, mesh)
 
 
@@ -128,7 +128,7 @@ def learn(config, run: Run, data: Labelled, model, rate: optax.Schedule, patienc
     algorithm = descend(init_model, loss, optimizer)
 
     # Not in the paper: with small images, what is tested is the best checkpoint on images held out.
-    mean = evaluate.means(measure, devices.mesh(run.devices), data.size)
+    mean = evaluate.means(measure, devices.mesh(run.devices, run.mesh), data.size)
     return Experiment(
         data=data.train,
         batch=data.batch,

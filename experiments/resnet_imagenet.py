@@ -33,5 +33,5 @@ def large_photographs(config: ImageNet, run: Run) -> Labelled:
     """Section 3.4: crops at random scales, mirrored, in shifted colours; tests on ten crops."""
     source = photographs.from_tfds(config.data)
     view, test_view = photographs.scale_jitter, photographs.five_crops
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     return photographs.crops(source, config.batch, view, test_view, run.seed, mesh)

@@ -90,7 +90,7 @@ def small_images(config: Config, run: Run) -> augment.Views:
     source = images.named(config.data, config.validation)
     source = images.reduced(source, config.examples, config.shrink)
     labelled = images.reduced(source, config.labels)
-    count, mesh = 2 if config.learn == "views" else 1, devices.mesh(run.devices)
+    count, mesh = 2 if config.learn == "views" else 1, devices.mesh(run.devices, run.mesh)
     drawn = partial(augment.view, area=config.area, mirror=config.mirror, strength=config.strength)
     return augment.small_images(source, labelled, config.batch, count, drawn, run.seed, mesh)
 
@@ -166,7 +166,7 @@ def build(config: Config | ImageNet, run: Run) -> Experiment:
     if config.learn == "views":
         tests = simclr_probe.tests(encode, data, algorithm.init, run)
     else:
-        mean = evaluate.means(measure, devices.mesh(run.devices), data.size)
+        mean = evaluate.means(measure, devices.mesh(run.devices, run.mesh), data.size)
         tests = lambda state, split: mean(state, data.whole(split))
     return Experiment(
         data=data.train,

@@ -83,7 +83,7 @@ def large_photographs(config: ImageNet, run: Run) -> augment.Views:
             crops,
             config.batch,
             run.seed,
-            devices.mesh(run.devices),
+            devices.mesh(run.devices, run.mesh),
             lambda batch, key: {**batch, "image": augment.each(batch["image"] / 255, key, view)},
         ),
         whole,

@@ -38,7 +38,7 @@ def tests(
     """
     outputs = evaluate.outputs(
         lambda state, batch: (*encode(state, batch), batch["label"]),
-        devices.mesh(run.devices),
+        devices.mesh(run.devices, run.mesh),
         data.size,
     )
 

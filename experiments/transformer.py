@@ -29,7 +29,7 @@ from jaxhist.claims import Claim, Figures
 from jaxhist.cli import main
 from jaxhist.models.transformer import BASE as BASE_SIZE
 from jaxhist.models.transformer import BIG as BIG_SIZE
-from jaxhist.models.transformer import Positions, Size, Transformer
+from jaxhist.models.transformer import TENSOR, Positions, Size, Transformer
 from jaxhist.train import Experiment, Run
 
 
@@ -155,6 +155,7 @@ def build(config: Config, run: Run) -> Experiment:
         test=test,
         steps=config.steps,
         evaluate_every=config.evaluate_every,
+        tensor=TENSOR,
     )
 
 

@@ -32,7 +32,7 @@ class Translator(NamedTuple):
 
 def corpus(config: Any, run: Run, reverse: bool = False) -> Parallel:
     """The data of a configuration, whose fields have the same names in all experiments."""
-    languages, mesh = (config.source, config.target), devices.mesh(run.devices)
+    languages, mesh = (config.source, config.target), devices.mesh(run.devices, run.mesh)
     return translation.named(
         config.data,
         languages,
@@ -103,7 +103,7 @@ def translate_with(
     """(state, sentences) -> Translations, `size` at a time, each of the tokens of its source and
     50 more at most (Vaswani et al., section 6.1)."""
     model, corpus, _, _ = translator
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     size = -(-size // mesh.size) * mesh.size
 
     def decoded(state, batch):

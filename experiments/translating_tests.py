@@ -26,7 +26,9 @@ def tests(
     search of the test data, which also gives the pictures."""
     corpus, panels = translator.corpus, translator.panels
     rows = corpus.batch["source"].shape[0]
-    mean = evaluate.means(translating.measure(translator), devices.mesh(run.devices), rows)
+    mean = evaluate.means(
+        translating.measure(translator), devices.mesh(run.devices, run.mesh), rows
+    )
     greedy = translating.translate_with(translator, run, 1, alpha)
     searched = translating.translate_with(translator, run, beams, alpha)
 

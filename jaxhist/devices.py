@@ -1,14 +1,23 @@
 """The mesh of devices, and how state and batches lie on it.
 
 One path for one device and for a thousand: programs are compiled by `jax.jit` over a mesh, a batch
-is one global array split over the axis `data`, and the compiler adds what has to be communicated.
+is one global array split over the axes `data` and `fsdp`, and the compiler adds what has to be
+communicated. Over `fsdp` the state is split too, each array along its longest axis that can be, and
+put together where it is used (Rajbhandari et al., ZeRO, arXiv:1910.02054). Over `tensor` products
+of matrices are split, by rules that stand beside a model (Shoeybi et al., Megatron-LM,
+arXiv:1909.08053).
 """
 
+import math
 import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxhist import UserError
@@ -29,8 +38,25 @@ PEAK_FLOPS = {
 }
 
 
-def mesh(count: int = 0) -> Mesh:
-    """The first `count` devices (0: all of them) along the axis `data`.
+# A pattern at the end of a parameter's path -> what its last axes are split over.
+Rules = Mapping[str, tuple[str | None, ...]]
+BATCH = "data", "fsdp"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How many devices there are along each axis of the mesh."""
+
+    data: int = 0  # 0: as many as there are devices for
+    fsdp: int = 1  # the state is split over these
+    tensor: int = 1  # and products of matrices over these
+
+
+WHOLE = Axes()  # the state is not split
+
+
+def mesh(count: int = 0, axes: Axes = WHOLE) -> Mesh:
+    """The first `count` devices (0: all of them), with the axes `data`, `fsdp` and `tensor`.
 
     Raises:
       UserError: there are not so many, or the platform asked for does not start.
@@ -49,33 +75,116 @@ def mesh(count: int = 0) -> Mesh:
         )
     chosen = available[: count or None]
     # Auto, not Explicit: under Explicit axes flax's nn.Embed fails.
-    return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(
+        sizes(len(chosen), axes), ("data", "fsdp", "tensor"), axis_types=types, devices=chosen
+    )
+
+
+def sizes(count: int, axes: Axes) -> tuple[int, int, int]:
+    """Of the three axes of a mesh of `count` devices.
+
+    Raises:
+      UserError: it has another number of devices.
+    """
+    data = axes.data or count // max(axes.fsdp * axes.tensor, 1)
+    found = data, axes.fsdp, axes.tensor
+    if min(found) < 1 or math.prod(found) != count:
+        raise UserError(
+            f"{count} devices are not a mesh of data {axes.data or 'any'} x fsdp {axes.fsdp} x "
+            f"tensor {axes.tensor}; choose others with --run.mesh or --run.devices"
+        )
+    return found
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """A copy on every device: for states and for data sets that fit."""
+    """A copy on every device: for data sets that fit."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
     """The first axis split over the devices: for batches."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def layout(mesh: Mesh, shapes: Any) -> Any:
-    """The shapes of a state, with where each of its arrays lies."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole(mesh)), shapes
+def layout(mesh: Mesh, shapes: Any, rules: Rules) -> Any:
+    """The shapes of a state, with where each of its arrays lies.
+
+    Args:
+      mesh: the devices.
+      shapes: a pytree of jax.ShapeDtypeStructs.
+      rules: what is split over `tensor`.
+
+    Raises:
+      UserError: no array has a rule, or one cannot be split as its rule says.
+    """
+    specs = jax.tree.map_with_path(
+        lambda path, leaf: _spec(
+            mesh, jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, rules
+        ),
+        shapes,
     )
+    every = jax.tree.leaves(specs, is_leaf=lambda node: isinstance(node, PartitionSpec))
+    if mesh.shape["tensor"] > 1 and not any("tensor" in spec for spec in every):
+        raise UserError("this model has no products to split over --run.mesh.tensor; leave it at 1")
+    place = lambda leaf, spec: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)
+    )
+    return jax.tree.map(place, shapes, specs)
+
+
+def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
+    """What each axis of an array of the state is split over."""
+    spec: list[str | None] = [None] * len(shape)
+    for pattern, last in rules.items():
+        if re.search(f"(^|/){pattern}$", name):
+            spec[len(shape) - len(last) :] = last
+    for axis, over in enumerate(spec):
+        if over and shape[axis] % mesh.shape[over]:
+            raise UserError(
+                f"{name} of {shape} cannot be split over {mesh.shape[over]} along axis {axis}; "
+                f"choose another --run.mesh.{over}"
+            )
+    free = [i for i in range(len(shape)) if not spec[i] and shape[i] % mesh.shape["fsdp"] == 0]
+    if free:
+        spec[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*spec)
+
+
+def shardings(layout: Any) -> Any:
+    """Of a layout."""
+    return jax.tree.map(lambda leaf: leaf.sharding, layout)
+
+
+def named(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+    """An array inside a model, whose axes are split so over the mesh that is set.
+
+    Without that the compiler may choose to keep all of it on each device. Nothing happens where no
+    mesh is set; and an axis that cannot be split evenly, of a small batch, is not.
+
+    Args:
+      x: the array.
+      axes: for each of its axes, `BATCH`, "tensor" or None.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    parts = lambda over: math.prod(mesh.shape[name] for name in np.ravel(over))
+    spec = [
+        over if over and size % parts(over) == 0 else None
+        for over, size in zip(axes, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def check_divides(mesh: Mesh, shapes: Any):
     """Raise UserError if a batch of these shapes cannot be split evenly."""
+    parts = math.prod(mesh.shape[name] for name in BATCH)
     for leaf in jax.tree.leaves(shapes):
-        if leaf.shape[0] < 1 or leaf.shape[0] % mesh.size:
+        if leaf.shape[0] < 1 or leaf.shape[0] % parts:
             raise UserError(
-                f"a batch of {leaf.shape[0]} cannot be split over {mesh.size} devices; choose a "
-                f"multiple of {mesh.size}, or fewer devices with --run.devices"
+                f"a batch of {leaf.shape[0]} cannot be split over {parts} devices; choose a "
+                f"multiple of {parts}, or fewer devices with --run.devices"
             )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from etils import epath
 from jaxhist import UserError, devices, files, finite, flops, log, plots, tell, warn
 from jaxhist.algorithm import Batch, Key, Metrics, State, keys
 from jaxhist.checkpoint import Checkpoints, Progress
+from jaxhist.devices import WHOLE, Axes
 
 
 class Experiment(NamedTuple):
@@ -29,6 +31,7 @@ class Experiment(NamedTuple):
     score: str = ""  # the metric of evaluate, the more the better, that chooses the best checkpoint
     patience: int = 0  # evaluations without a better score before stopping; 0 never stops
     save_every: int = 200  # steps from one checkpoint to the next; more for a large state
+    tensor: devices.Rules = MappingProxyType({})  # what of the state is split over that axis
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Run:
     log_every: int = 20  # steps from one line of the log to the next
     save_every: int = 0  # steps from one checkpoint to the next, 0 for the experiment's own
     devices: int = 0  # how many devices to use, 0 for all
+    mesh: Axes = WHOLE  # how many there are along each axis of their mesh
     profile: int = 0  # steps to record for TensorBoard's profiler, after the first ten
 
 
@@ -68,7 +72,7 @@ def train(
       UserError: one line on what is wrong. What was saved is still there.
       Interrupted: after the save.
     """
-    mesh = devices.mesh(run.devices)
+    mesh = devices.mesh(run.devices, run.mesh)
     devices.check_divides(mesh, experiment.batch)
     save_every = run.save_every or experiment.save_every
     everies = run.log_every, save_every, experiment.evaluate_every
@@ -78,7 +82,7 @@ def train(
     key = keys(run.seed)
     workdir = epath.Path(run.workdir)
     identity = {**identity, "seed": run.seed}
-    with contextlib.ExitStack() as stack:
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         # 1. Nobody else trains here, and what is here is this run.
         starts = stack.enter_context(log.claim(workdir, identity))
 
@@ -86,13 +90,14 @@ def train(
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
         newest = checkpoints.newest()
         checkpoints.clean(newest)
-        layout = devices.layout(mesh, jax.eval_shape(experiment.init, key.init))
+        shapes = jax.eval_shape(experiment.init, key.init)
+        layout = devices.layout(mesh, shapes, experiment.tensor)
         if newest is not None:
             state, progress = checkpoints.restore(newest, layout)
         else:
             if starts:
                 warn(f"{workdir} holds a run but no checkpoint yet; it begins again")
-            init = jax.jit(experiment.init, out_shardings=devices.whole(mesh))
+            init = jax.jit(experiment.init, out_shardings=devices.shardings(layout))
             state, progress = init(key.init), Progress()
         start = step = int(state.step)
 
@@ -100,7 +105,8 @@ def train(
         batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
         nonfinite = jax.device_put(np.int32(finite.NEVER), devices.whole(mesh))
         update = finite.watched(experiment.step, key.step)
-        jitted = jax.jit(update, donate_argnums=0, out_shardings=devices.whole(mesh))
+        placed = devices.shardings(layout), devices.whole(mesh)
+        jitted = jax.jit(update, donate_argnums=0, out_shardings=placed)
         traced = jitted.trace(state, batch, nonfinite)
         tell(f"compiling for {devices.describe(mesh)}")
         update = traced.lower().compile()

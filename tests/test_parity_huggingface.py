@@ -156,9 +156,13 @@ def pre_training(twin):
 
 
 def block(layer):
+    split = lambda x: x.reshape(*x.shape[:-1], 3, GPT2.heads, GPT2.width // GPT2.heads)
     return {
         "norm_1": norm(layer.ln_1),
-        "attention": {"qkv": dense(layer.attn.c_attn), "project": dense(layer.attn.c_proj)},
+        "attention": {
+            "qkv": jax.tree.map(split, dense(layer.attn.c_attn)),
+            "project": dense(layer.attn.c_proj),
+        },
         "norm_2": norm(layer.ln_2),
         "feed_forward": {"expand": dense(layer.mlp.c_fc), "project": dense(layer.mlp.c_proj)},
     }

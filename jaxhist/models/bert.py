@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxhist import UserError, packed
+from jaxhist.devices import BATCH, named
 from jaxhist.packed import PAD
 
 Array = jax.Array
@@ -25,6 +26,16 @@ SEGMENTS = 2
 # As in the authors' code, google-research/bert, also where the paper does not say it.
 gelu = partial(jax.nn.gelu, approximate=False)  # x Phi(x), Hendrycks & Gimpel, arXiv:1606.08415
 Norm = partial(nn.LayerNorm, epsilon=1e-12)
+
+# Each of the devices along the axis "tensor" has some of the heads, and some of the hidden units.
+TENSOR = {
+    "attention/W_[qkv]/kernel": (None, "tensor"),
+    "attention/W_[qkv]/bias": ("tensor",),
+    "attention/W_o/kernel": ("tensor", None),
+    "W_1/kernel": (None, "tensor"),
+    "W_1/bias": ("tensor",),
+    "W_2/kernel": ("tensor", None),
+}
 
 
 class Size(NamedTuple):
@@ -57,7 +68,7 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, T, D]; the mask, what may be looked at, is [B, 1, T] or [B, T, T]."""
         _, width, heads, dropout, _ = self.size
         project = partial(nn.Dense, width, kernel_init=normal(self.size), dtype=self.dtype)
-        split = lambda x: x.reshape(*x.shape[:2], heads, -1)
+        split = lambda x: named(x.reshape(*x.shape[:2], heads, -1), BATCH, None, "tensor", None)
         q, k, v = (split(project(name=f"W_{name}")(x)) for name in "qkv")
         logits = _wide(jnp.einsum("bthk,bshk->bhts", q, k)) / math.sqrt(q.shape[-1])
         weights = jax.nn.softmax(jnp.where(mask[:, None], logits, -1e9))
@@ -79,7 +90,7 @@ class Layer(nn.Module):
         drop = lambda x: nn.Dropout(dropout)(x, deterministic=not train)
         attended = Attention(self.size, self.dtype, name="attention")(x, mask, train)
         x = Norm(name="attention_norm")(x + drop(attended))
-        hidden = gelu(dense(4 * width, name="W_1")(x))
+        hidden = named(gelu(dense(4 * width, name="W_1")(x)), BATCH, None, "tensor")
         return Norm(name="norm")(x + drop(dense(width, name="W_2")(hidden)))
 
 
@@ -108,12 +119,12 @@ class Encoder(nn.Module):
             raise UserError(f"a row has {POSITIONS} tokens at most, not {tokens.shape[1]}")
         place = jnp.arange(tokens.shape[1])
         x = self.words(tokens) + self.positions(place)[None] + self.segments(segment)
-        x = self.drop(self.norm(x), deterministic=not train)
+        x = self.drop(named(self.norm(x), BATCH, None, None), deterministic=not train)
         mask = (tokens != PAD)[:, None]
         if self.left_to_right:
             mask &= (place[:, None] >= place[None])[None]
         for layer in self.layers:
-            x = layer(x, mask, train)
+            x = named(layer(x, mask, train), BATCH, None, None)
         return x
 
     def whole(self, x: Array, tokens: Array) -> Array:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxhist import UserError, packed
+from jaxhist.devices import BATCH, named
 from jaxhist.models.transformer import attend
 
 Array = jax.Array
@@ -58,6 +59,16 @@ GPT3 = {
 }
 VOCABULARY = 50_257  # 256 bytes, 50,000 merges, and the end of a document
 
+# Each of the devices along the axis "tensor" has some of the heads, and some of the hidden units.
+TENSOR = {
+    "attention/qkv/kernel": (None, None, "tensor", None),
+    "attention/qkv/bias": (None, "tensor", None),
+    "attention/project/kernel": ("tensor", None),
+    "feed_forward/expand/kernel": (None, "tensor"),
+    "feed_forward/expand/bias": ("tensor",),
+    "feed_forward/project/kernel": ("tensor", None),
+}
+
 # Where a sublayer is normalized: what it reads (GPT-2, section 2.3), or its sum with that (GPT-1).
 Norm = Literal["pre", "post"]
 
@@ -79,8 +90,9 @@ class Attention(nn.Module):
         Without a cache nothing is before x. `banded`, [] bool: only the last `band` tokens, the
         one at the position itself with them, may be looked at.
         """
-        split = lambda x: x.reshape(*x.shape[:2], self.size.heads, -1)
-        q, k, v = map(split, jnp.split(_dense(3 * self.size.width, self, "qkv")(x), 3, axis=-1))
+        heads = self.size.heads, self.size.width // self.size.heads
+        qkv = named(_dense((3, *heads), self, "qkv")(x), BATCH, None, None, "tensor", None)
+        q, k, v = (qkv[:, :, i] for i in range(3))
         if cache is not None:
             write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=1)
             cache = k, v = write(cache[0], k), write(cache[1], v)
@@ -102,13 +114,16 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.gelu(_dense(4 * self.size.width, self, "expand")(x), approximate=True)
+        x = named(_dense(4 * self.size.width, self, "expand")(x), BATCH, None, "tensor")
+        x = nn.gelu(x, approximate=True)
         return _dense(self.size.width, self, "project", self.deviation)(x)
 
 
-def _dense(width: int, of: nn.Module, name: str, deviation: float = DEVIATION) -> nn.Dense:
+def _dense(
+    width: int | tuple[int, ...], of: nn.Module, name: str, deviation: float = DEVIATION
+) -> nn.DenseGeneral:
     normal = nn.initializers.normal(deviation)
-    return nn.Dense(width, kernel_init=normal, dtype=of.dtype, name=name)
+    return nn.DenseGeneral(width, kernel_init=normal, dtype=of.dtype, name=name)
 
 
 class Block(nn.Module):
@@ -132,13 +147,14 @@ class Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
         attention = Attention(*inside, self.band, self.dtype, name="attention")
         feed_forward = FeedForward(*inside, self.dtype, name="feed_forward")
+        whole = lambda x: named(x, BATCH, None, None)
         if self.norm == "pre":
             out, cache = attention(norms[0](x), cache, banded, index)
-            x += drop(out)
-            return x + drop(feed_forward(norms[1](x))), cache
+            x = whole(x + drop(out))
+            return whole(x + drop(feed_forward(norms[1](x)))), cache
         out, cache = attention(x, cache, banded, index)
-        x = norms[0](x + drop(out))
-        return norms[1](x + drop(feed_forward(x))), cache
+        x = norms[0](whole(x + drop(out)))
+        return norms[1](whole(x + drop(feed_forward(x)))), cache
 
 
 def _norm(dtype: Any, name: str) -> nn.LayerNorm:
@@ -193,7 +209,7 @@ class GPT(nn.Module):
         embed = partial(nn.Embed, features=width, embedding_init=normal, dtype=self.dtype)
         embedding = embed(self.vocabulary, name="embedding")
         position = embed(self.length, name="position")(index + jnp.arange(tokens.shape[1]))
-        x = embedding(tokens) + position[None]
+        x = named(embedding(tokens) + position[None], BATCH, None, None)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
@@ -211,7 +227,7 @@ class GPT(nn.Module):
         x, cache = loop(*options, name="layers")(x, cache, banded, index)
         if self.norm == "pre":
             x = _norm(self.dtype, "norm")(x)
-        return x, _wide(embedding.attend(x)), cache
+        return x, named(_wide(embedding.attend(x)), BATCH, None, None), cache
 
 
 class Classifier(nn.Module):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxhist import UserError, packed
+from jaxhist.devices import BATCH, named
 
 Array = jax.Array
 KeysValues = tuple[Array, Array]  # [B, S, H, K] each
@@ -26,6 +27,15 @@ Positions = Literal["sinusoids", "learned", "none"]
 
 # Not in the paper: how weights begin. As in its authors' code, tensor2tensor.
 glorot = nn.initializers.glorot_uniform()
+
+# Each of the devices along the axis "tensor" has some of the heads, and some of the hidden units.
+TENSOR = {
+    "W_[qkv]/kernel": (None, "tensor"),
+    "W_o/kernel": ("tensor", None),
+    "W_1/kernel": (None, "tensor"),
+    "W_1/bias": ("tensor",),
+    "W_2/kernel": ("tensor", None),
+}
 
 
 def sinusoids(position: Array, width: int) -> Array:
@@ -77,7 +87,7 @@ class Attention(nn.Module):
         return self.W_o(out.reshape(*out.shape[:2], -1))
 
     def _split(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:2], self.heads, -1)
+        return named(x.reshape(*x.shape[:2], self.heads, -1), BATCH, None, "tensor", None)
 
 
 class FeedForward(nn.Module):
@@ -90,6 +100,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = nn.relu(nn.Dense(self.hidden, kernel_init=glorot, dtype=self.dtype, name="W_1")(x))
+        x = named(x, BATCH, None, "tensor")
         return nn.Dense(self.width, kernel_init=glorot, dtype=self.dtype, name="W_2")(x)
 
 
@@ -190,18 +201,18 @@ class Transformer(nn.Module):
         elif self.positions == "learned":
             position = jnp.minimum(position, self.length - 1)
             x += self.position_embedding(position) * math.sqrt(self.size.width)
-        return self.drop(x, deterministic=not train)
+        return self.drop(named(x, BATCH, None, None), deterministic=not train)
 
     def encode(self, source: Array, train: bool) -> Array:
         sentence, position = packed.places(source)
         x = self.embed(source, position, train)
         mask = sentence[:, :, None] == sentence[:, None, :]
         for layer in self.encoder:
-            x = layer(x, mask, train)
+            x = named(layer(x, mask, train), BATCH, None, None)
         return x
 
     def predict(self, x: Array) -> Array:
-        return _wide(self.embedding.attend(x))
+        return named(_wide(self.embedding.attend(x)), BATCH, *(None,) * (x.ndim - 1))
 
     def __call__(self, source: Array, target: Array, *, train: bool) -> Array:
         encoded = self.encode(source, train)
@@ -215,6 +226,7 @@ class Transformer(nn.Module):
             keys_values = layer.attention.keys_values(x)
             from_source = layer.source_attention.keys_values(encoded)
             x = layer(x, keys_values, mask, from_source, source_mask, train)
+            x = named(x, BATCH, None, None)
         return self.predict(x)
 
     def begin(self, source: Array, length: int) -> tuple[Any, Any]:
