@@ -1,25 +1,30 @@
 """States that are split over devices: the same numbers, less memory on each."""
 
+import contextlib
 import dataclasses
+import math
 import re
+from functools import partial
+from pydoc_data.topics import topics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import gpt, resnet, simclr, transformer
-from jaxhist import UserError, devices
+from experiments import bert, gpt, resnet, simclr, transformer
+from jaxhist import UserError, checkpoint, devices
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints, Progress
+from jaxhist.data import documents, masked
 from jaxhist.devices import Axes
-from jaxhist.train import Run
+from jaxhist.train import Interrupted, Run, train
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 KEY = keys(0)
-BRIEF = {"batch": 16, "steps": 20, "dtype": "float64"}
-LANGUAGE = {"layers": 2, "width": 16, "heads": 4, "length": 16, "dropout": 0.1, "warmup": 2}
+BRIEF = {"batch": 16, "steps": 20}
+LANGUAGE = {"layers": 2, "width": 16, "heads": 4, "length": 32, "dropout": 0.1, "warmup": 2}
 CONFIGS = {
     resnet: dataclasses.replace(resnet.PRESETS["small"], depth=8, **BRIEF),
     transformer: dataclasses.replace(
@@ -32,47 +37,169 @@ CONFIGS = {
     gpt: dataclasses.replace(
         gpt.PRESETS["small"], data="letters", vocabulary=264, **LANGUAGE, **BRIEF
     ),
+    bert: dataclasses.replace(
+        bert.PRESETS["small"], vocabulary=300, **(LANGUAGE | {"layers": 1}), **BRIEF
+    ),
     simclr: dataclasses.replace(
-        simclr.PRESETS["small"], examples=64, widths=(4, 8), warmup=2, **(BRIEF | {"batch": 16})
+        simclr.PRESETS["small"], examples=64, widths=(4, 8), warmup=2, **BRIEF
     ),
 }
 
 
-def on(module, axes, steps=20):
-    """Train over a mesh; the losses, and the last state as numpy, in float64."""
-    run = Run(devices=max(1, axes.fsdp * axes.tensor * axes.data), mesh=axes)
+@pytest.fixture(autouse=True)
+def few_documents(monkeypatch):
+    few = lambda split: [text[:1500] for text in list(topics.values())[:8]]
+    monkeypatch.setattr(documents, "python", few)
+    monkeypatch.setattr(masked, "TESTED", 16)
+
+
+def compiled(module, axes, dtype="float64"):
+    """The experiment on a mesh, its step, and its first state."""
+    run = Run(devices=axes.data * axes.fsdp * axes.tensor, mesh=axes)
     mesh = devices.mesh(run.devices, run.mesh)
-    experiment = module.build(CONFIGS[module], run)
-    cast = lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x
+    config = dataclasses.replace(CONFIGS[module], dtype=dtype)
+    experiment, on_one = module.build(config, run), module.build(config, Run(devices=1))
+    cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
     init = lambda key: jax.tree.map(cast, experiment.init(key))
+
+    @jax.enable_x64(False)
+    def data(s):
+        """In float32, and so from one device, lest it is rounded in another way."""
+        batch = jax.device_get(on_one.data(s, state))
+        return devices.put(mesh, batch, experiment.batch)
+
     with jax.set_mesh(mesh):
         layout = devices.layout(mesh, jax.eval_shape(init, KEY.init), experiment.tensor)
         placed = devices.shardings(layout)
         state = jax.jit(init, out_shardings=placed)(KEY.init)
         step = jax.jit(experiment.step, out_shardings=(placed, devices.whole(mesh)))
-        losses = []
-        for s in range(steps):
-            batch = devices.put(mesh, experiment.data(s, state), experiment.batch)
-            state, metrics = step(state, batch, jax.random.fold_in(KEY.step, s))
-            losses.append(metrics["loss"])
-    return jax.device_get((losses, state))
+        return data, step.lower(state, data(0), KEY.step).compile(), state
 
 
-MESHES = [Axes(8, 1, 1), Axes(1, 8, 1), Axes(2, 4, 1)]
-TENSOR = [Axes(2, 1, 4), Axes(2, 2, 2), Axes(1, 2, 4)]
+def trained(module, axes, steps=20):
+    """The losses and the parameters of a short run, in float64."""
+    data, step, state = compiled(module, axes)
+    losses = []
+    for s in range(steps):
+        state, metrics = step(state, data(s), jax.random.fold_in(KEY.step, s))
+        losses.append(metrics["loss"])
+    return jax.device_get((losses, state.params))
 
 
-@pytest.mark.parametrize("module", CONFIGS, ids=lambda module: module.__name__.split(".")[1])
-def test_20_steps_on_every_mesh_agree_in_float64(module):
+def check_agrees(module, meshes):
     with jax.enable_x64(True):
-        losses, one = on(module, Axes(1, 1, 1))
-        for axes in MESHES + (TENSOR if module in (transformer, gpt) else []):
-            losses_8, eight = on(module, axes)
+        losses, params = trained(module, Axes(1, 1, 1))
+        for axes in meshes:
+            losses_8, params_8 = trained(module, axes)
             np.testing.assert_allclose(losses, losses_8, rtol=1e-9, err_msg=str(axes))
-            jax.tree.map(
-                lambda a, b, axes=axes: np.testing.assert_allclose(
-                    a, b, rtol=1e-6, atol=1e-9, err_msg=str(axes)
-                ),
-                one.params,
-                eight.params,
-            )
+            same = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9, err_msg=str(axes))
+            jax.tree.map(same, params, params_8)
+
+
+EVERY = pytest.mark.parametrize("module", CONFIGS, ids=lambda module: module.__name__.split(".")[1])
+LANGUAGE_MODELS = transformer, bert, gpt
+
+
+@EVERY
+def test_20_steps_on_one_device_and_on_a_mesh_agree_in_float64(module):
+    check_agrees(module, [Axes(2, 2, 2) if module in LANGUAGE_MODELS else Axes(2, 4, 1)])
+
+
+@pytest.mark.long
+@EVERY
+def test_20_steps_on_every_mesh_agree_in_float64(module):
+    meshes = [(8, 1, 1), (1, 8, 1), (4, 2, 1)]
+    if module in LANGUAGE_MODELS:
+        meshes += [(2, 1, 4), (1, 2, 4), (4, 1, 2)]
+    check_agrees(module, [Axes(*sizes) for sizes in meshes])
+
+
+def largest(step):
+    """The bytes of the largest array in a compiled program, on each device."""
+    sizes = {"f64": 8, "f32": 4, "s32": 4, "u32": 4}
+    found = re.findall(rf"\b({'|'.join(sizes)})\[([\d,]+)\]", step.as_text())
+    return max(sizes[dtype] * math.prod(map(int, dims.split(","))) for dtype, dims in set(found))
+
+
+def on_the_first_device(state):
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+
+
+def test_a_mesh_takes_less_of_each_device():
+    """Of the state, and of what the step makes on the way, the largest of which are logits."""
+    one, eight = (compiled(gpt, axes, "float32") for axes in (Axes(1, 1, 1), Axes(1, 4, 2)))
+    assert on_the_first_device(eight[2]) < 0.25 * on_the_first_device(one[2])
+    assert largest(eight[1]) <= largest(one[1]) / 4
+
+
+def test_what_is_split_over_what():
+    mesh = devices.mesh(8, Axes(2, 2, 2))
+    shapes = {
+        "layers": {"W_1": {"kernel": (3, 4, 8), "bias": (3, 8)}, "norm": (3, 4)},
+        "embedding": (7, 4),
+        "odd": (3, 5),
+        "step": (),
+    }
+    is_shape = lambda node: isinstance(node, tuple)
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, float), shapes, is_leaf=is_shape)
+    rules = {"W_1/kernel": (None, "tensor"), "W_1/bias": ("tensor",)}
+    layout = devices.layout(mesh, shapes, rules)
+    found = jax.tree.map(lambda leaf: tuple(leaf.sharding.spec), layout)
+    assert found == {
+        "layers": {
+            "W_1": {"kernel": (None, "fsdp", "tensor"), "bias": (None, "tensor")},
+            "norm": (None, "fsdp"),
+        },
+        "embedding": (None, "fsdp"),
+        "odd": (None, None),
+        "step": (),
+    }
+    with pytest.raises(UserError, match=r"no products to split over --run\.mesh\.tensor"):
+        devices.layout(mesh, shapes, {})
+    with pytest.raises(UserError, match=r"odd of \(3, 5\) cannot be split over 2 along axis 1"):
+        devices.layout(mesh, shapes, {"odd": (None, "tensor")})
+
+
+@pytest.mark.parametrize("axes", [Axes(3), Axes(fsdp=3), Axes(2, 2), Axes(tensor=0), Axes(-1, -8)])
+def test_a_mesh_of_other_devices_than_there_are(axes):
+    with pytest.raises(UserError, match="8 devices are not a mesh of data"):
+        devices.mesh(8, axes)
+
+
+def test_a_name_is_nothing_without_a_mesh_and_for_what_cannot_be_split():
+    mesh, x = devices.mesh(8, Axes(2, 2, 2)), jnp.ones((4, 6, 3))
+    assert devices.named(x, devices.BATCH, "tensor", None) is x
+    with jax.set_mesh(mesh):
+        name = jax.jit(lambda x: devices.named(x, devices.BATCH, "tensor", "tensor"))
+        assert name(x).addressable_shards[0].data.shape == (1, 3, 3)
+
+
+def test_a_checkpoint_goes_on_under_any_mesh(tmp_path):
+    _, _, state = compiled(gpt, Axes(1, 4, 2), "float32")
+    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(0, state, Progress())
+        checkpoints.wait()
+        for axes in (Axes(1, 1, 1), Axes(2, 2, 2), Axes(8, 1, 1)):
+            mesh = devices.mesh(axes.data * axes.fsdp * axes.tensor, axes)
+            layout = devices.layout(mesh, jax.eval_shape(lambda: state), gpt.TENSOR)
+            restored, _ = checkpoints.restore(0, layout)
+            assert devices.shardings(restored) == devices.shardings(layout)
+            jax.tree.map(np.testing.assert_array_equal, state, restored)
+
+
+def test_a_run_goes_on_under_another_mesh(tmp_path):
+    """With the trainer, from half of the steps to the end."""
+    identity = {"experiment": "gpt", "config": {}}
+    config = dataclasses.replace(CONFIGS[gpt], steps=4, evaluate_every=2)
+
+    def go(name, axes, interrupted=lambda: False):
+        devices = axes.data * axes.fsdp * axes.tensor
+        run = Run(str(tmp_path / name), devices=devices, mesh=axes, save_every=2)
+        return train(gpt.build(config, run), run, identity, interrupted)
+
+    undisturbed = go("one", Axes(1, 1, 1))
+    with pytest.raises(Interrupted):
+        go("two", Axes(2, 2, 2), lambda: bool(checkpoint.finished(tmp_path / "two")))
+    moved = go("two", Axes(1, 8, 1))
+    assert undisturbed.keys() == moved.keys()
+    np.testing.assert_allclose(undisturbed["loss"], moved["loss"], rtol=1e-4)
