@@ -114,7 +114,7 @@ def build(config: Mixture, run: Run) -> Experiment:
         ahead=0 if config.learns else config.steps,
     )
     return Experiment(
-        data=lambda step, state: {"image": jax.device_put(draw(step), devices.split(mesh))},
+        data=lambda step, state: {"image": devices.place(draw(step), devices.split(mesh))},
         batch={"image": jax.ShapeDtypeStruct((config.batch, 1), jnp.float32)},
         init=algorithm.init,
         step=algorithm.step,

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxhist import UserError, devices, malloc, warn
+from jaxhist import UserError, devices, malloc, processes, warn
 from jaxhist.algorithm import Key, State, keys
 from jaxhist.files import write_durably
 
@@ -78,6 +78,8 @@ class Checkpoints:
     def _finish(self, step: int, best: int):
         self._orbax.wait_until_finished()
         malloc.give_back()  # the copy of the state, and the buffers it was written through
+        if not processes.first():
+            return
         folder = self.folder / str(step)
         draft = self.folder / f"{step}.{SUMS}"
         write_durably(draft, _sums(folder))
@@ -147,6 +149,17 @@ class Checkpoints:
             )
         return None
 
+    def begin(self) -> int | None:
+        """As `newest`, in every process the same. And what cannot be used is out of the way."""
+
+        def find() -> int:
+            newest = self.newest()
+            self.clean(newest)
+            return -1 if newest is None else newest
+
+        newest = processes.from_first(find)
+        return None if newest == -1 else newest
+
     def clean(self, newest: int | None):
         """Remove what a kill left unfinished, and set aside what is newer than the newest whole
         checkpoint, which is damaged. For the one process that trains."""
@@ -208,13 +221,16 @@ class Checkpoints:
         step = progress.best_step
         if step in (-1, int(state.step)):
             return state
-        if damage := self.damage(step):
-            warn(
-                f"checkpoint {self.folder / str(step)}, the best, is damaged ({damage}); "
-                f"using {int(state.step)}"
-            )
-            return state
-        return self.restore(step, like)[0]
+
+        def damaged() -> bool:
+            if damage := self.damage(step):
+                warn(
+                    f"checkpoint {self.folder / str(step)}, the best, is damaged ({damage}); "
+                    f"using {int(state.step)}"
+                )
+            return bool(damage)
+
+        return state if processes.from_first(damaged) else self.restore(step, like)[0]
 
     def close(self):
         """Wait for the last save and end the threads.

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import tyro
 
-from jaxhist import UserError, claims, flops, log, malloc, tell
+from jaxhist import UserError, claims, flops, log, malloc, processes, tell
 from jaxhist.algorithm import State, keys
 from jaxhist.checkpoint import tested
 from jaxhist.claims import Check, Claim, Equation
@@ -90,7 +90,8 @@ class _Script:
     def train(self, arguments: list[str]) -> int:
         config, run = self._parse(arguments)
         identity = {"experiment": self.name, "config": dataclasses.asdict(config)}
-        with _interruptions() as interrupted:
+        job = processes.joined(run.distributed)
+        with job, _interruptions() as interrupted:
             try:
                 train(self.build(config, run), run, identity, interrupted)
             except Interrupted:

@@ -73,6 +73,8 @@ def mesh(count: int = 0, axes: Axes = WHOLE) -> Mesh:
             f"no such device: {count} asked for by --run.devices, "
             f"but there are {len(available)} of kind {available[0].device_kind!r}"
         )
+    if count and jax.process_count() > 1:
+        raise UserError("a job of several processes uses all devices; leave --run.devices away")
     chosen = available[: count or None]
     # Auto, not Explicit: under Explicit axes flax's nn.Embed fails.
     types = (AxisType.Auto,) * 3
@@ -200,7 +202,34 @@ def put(mesh: Mesh, batch: Any, shapes: Any) -> Any:
         raise UserError(
             f"wrong shape: the experiment wants batches of {want}, the data gives {have}"
         )
-    return jax.device_put(batch, split(mesh))
+    return place(batch, split(mesh))
+
+
+def place(arrays: Any, sharding: NamedSharding) -> Any:
+    """Start to move arrays to the devices; what lies there already stays. Of several processes each
+    has all of the arrays, and moves what its own devices are to have."""
+    if jax.process_count() == 1:
+        return jax.device_put(arrays, sharding)
+
+    def moved(array):
+        if isinstance(array, jax.Array) and array.sharding == sharding:
+            return array
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree.map(moved, arrays)
+
+
+def gathered(mesh: Mesh, arrays: Any) -> Any:
+    """All of arrays that lie on many devices, as numpy arrays."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=whole(mesh))(arrays))
+
+
+def rows(mesh: Mesh, size: int) -> tuple[int, int]:
+    """Where the examples of a batch of this size begin and end that this process has."""
+    parts = split(mesh).addressable_devices_indices_map((size,)).values()
+    bounds = [part[0].indices(size)[:2] for part in parts]
+    return min(begin for begin, _ in bounds), max(end for _, end in bounds)
 
 
 def peak_flops(mesh: Mesh) -> float | None:

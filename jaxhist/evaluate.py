@@ -34,7 +34,7 @@ def means(
     """
     size = -(-size // mesh.size) * mesh.size
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=devices.whole(mesh))
     def sums(state: State, batch: Batch, mask: jax.Array):
         return jax.tree.map(
             lambda values: jnp.sum(jnp.where(mask, values, 0)), measure(state, batch)
@@ -46,7 +46,7 @@ def means(
             count = len(jax.tree.leaves(batch)[0])
             padded = jax.tree.map(functools.partial(_padded, size=size), batch)
             mask = np.arange(size) < count
-            parts.append(sums(state, *jax.device_put((padded, mask), devices.split(mesh))))
+            parts.append(sums(state, *devices.place((padded, mask), devices.split(mesh))))
             total += count
             # One batch is measured while the next is read; no more wait on the devices.
             jax.block_until_ready(parts[-2:-1])
@@ -77,7 +77,7 @@ def outputs(
         for batch in batches:
             count = len(jax.tree.leaves(batch)[0])
             padded = jax.tree.map(functools.partial(_padded, size=size), batch)
-            part = jax.device_get(function(state, jax.device_put(padded, devices.split(mesh))))
+            part = jax.device_get(function(state, devices.place(padded, devices.split(mesh))))
             parts.append(jax.tree.map(lambda array, count=count: array[:count], part))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxhist import UserError, devices, files, finite, flops, log, plots, tell, warn
+from jaxhist import UserError, devices, files, finite, flops, log, plots, processes, tell, warn
 from jaxhist.algorithm import Batch, Key, Metrics, State, keys
 from jaxhist.checkpoint import Checkpoints, Progress
 from jaxhist.devices import WHOLE, Axes
@@ -44,6 +44,7 @@ class Run:
     save_every: int = 0  # steps from one checkpoint to the next, 0 for the experiment's own
     devices: int = 0  # how many devices to use, 0 for all
     mesh: Axes = WHOLE  # how many there are along each axis of their mesh
+    distributed: bool = False  # be one of the processes of a job
     profile: int = 0  # steps to record for TensorBoard's profiler, after the first ten
 
 
@@ -84,12 +85,12 @@ def train(
     identity = {**identity, "seed": run.seed}
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         # 1. Nobody else trains here, and what is here is this run.
-        starts = stack.enter_context(log.claim(workdir, identity))
+        home = stack.enter_context(processes.home(workdir))
+        starts = stack.enter_context(log.claim(home, identity))
 
         # 2. The newest whole checkpoint, or a new state.
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-        newest = checkpoints.newest()
-        checkpoints.clean(newest)
+        newest = checkpoints.begin()
         shapes = jax.eval_shape(experiment.init, key.init)
         layout = devices.layout(mesh, shapes, experiment.tensor)
         if newest is not None:
@@ -103,7 +104,7 @@ def train(
 
         # 3. The step, compiled once: what is compiled takes no other shapes.
         batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
-        nonfinite = jax.device_put(np.int32(finite.NEVER), devices.whole(mesh))
+        nonfinite = devices.place(np.int32(finite.NEVER), devices.whole(mesh))
         update = finite.watched(experiment.step, key.step)
         placed = devices.shardings(layout), devices.whole(mesh)
         jitted = jax.jit(update, donate_argnums=0, out_shardings=placed)
@@ -115,7 +116,7 @@ def train(
         here = {"step": start, "time": time.strftime("%F %T%z"), **devices.machine(mesh)}
         header = {**identity, "starts": [*starts, here]}
         cost, peak = flops.count(traced.jaxpr.jaxpr), devices.peak_flops(mesh)
-        history = log.Log(workdir, header, start, experiment.steps, cost, peak)
+        history = log.Log(home, header, start, experiment.steps, cost, peak)
         stack.callback(history.close)
 
         # 5. The loop. While one step runs, the next batch is made; no more is ahead, so that a stop
@@ -123,7 +124,8 @@ def train(
         def over() -> bool:
             return step >= experiment.steps or 0 < experiment.patience <= progress.since
 
-        stopping = interrupted()
+        asked = processes.Agreement(mesh)
+        stopping = asked(interrupted())
         try:
             while not over() and not stopping:
                 before = nonfinite
@@ -134,7 +136,7 @@ def train(
                 before.block_until_ready()
                 with history.fetching(nonfinite):
                     batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
-                stopping = interrupted()
+                stopping = asked(interrupted())
                 evaluating = step % experiment.evaluate_every == 0 or step == experiment.steps
                 saving = stopping or step % save_every == 0
                 if step % run.log_every == 0:
@@ -154,7 +156,8 @@ def train(
             checkpoints.wait()
         except finite.NonFinite as error:
             checkpoints.wait()
-            file = files.write_arrays(workdir, error.step, experiment.data(error.step, state))
+            batch = devices.gathered(mesh, experiment.data(error.step, state))
+            file = files.write_arrays(home, error.step, batch)
             raise UserError(
                 f"{error}; its batch is in {file}, the last good checkpoint is "
                 f"{next(iter(checkpoints.steps()), 'none')}; try a lower learning rate elsewhere"
@@ -166,5 +169,5 @@ def train(
         state = checkpoints.best(state, progress, layout)
         result = experiment.test(state)
         history.write("test", int(state.step), result)
-        plots.curves(workdir)
+        plots.curves(home)
         return result

@@ -49,12 +49,12 @@ def on_device(
         loaded = load()
         if count(loaded) < size:
             raise UserError(f"a batch of {size} is more than the {count(loaded)} training examples")
-        return jax.device_put(loaded, devices.whole(mesh))
+        return devices.place(loaded, devices.whole(mesh))
 
     @functools.lru_cache(maxsize=2)
     def order(epoch: int) -> jax.Array:
         shuffled = jax.random.permutation(jax.random.fold_in(key.order, epoch), count(arrays()))
-        return jax.device_put(shuffled, devices.whole(mesh))
+        return devices.place(shuffled, devices.whole(mesh))
 
     @functools.partial(jax.jit, out_shardings=devices.split(mesh))
     def gather(arrays: Batch, order: jax.Array, batch: jax.Array, step: jax.Array) -> Batch:
@@ -113,13 +113,38 @@ def streamed(
 
     def data(step: int, state: State) -> Batch:
         nonlocal stream, following
+        begin, end = devices.rows(mesh, size)
         if step != following:
-            stream = _read_ahead(views()[step * size :], size, workers)
-        batch = jax.device_put(next(stream), devices.split(mesh))
+            mine = _Rows(views(), size, begin, end)
+            stream = _read_ahead(mine[step * (end - begin) :], end - begin, workers)
+        shape = lambda rows: (size, *rows.shape[1:])
+        batch = jax.tree.map(
+            lambda rows: jax.make_array_from_process_local_data(
+                devices.split(mesh), rows, shape(rows)
+            ),
+            next(stream),
+        )
         following = step + 1
         return finish(batch, step)
 
     return data
+
+
+class _Rows(grain.MapDataset):
+    """Of every batch of views those from `begin` to `end`, which a process has."""
+
+    def __init__(self, views: grain.MapDataset, size: int, begin: int, end: int):
+        super().__init__(views)
+        self._size, self._begin, self._count = size, begin, end - begin
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._size * self._count
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, self._count)
+        return self._parent[batch * self._size + self._begin + row]
 
 
 def in_order(

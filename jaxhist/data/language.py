@@ -89,7 +89,7 @@ def named(
         kept = whole[: round(share * len(whole))]
         if len(kept) <= length:
             raise UserError(f"the {len(kept)} tokens to train on are no more than {length}")
-        return jax.device_put(kept, devices.whole(mesh))
+        return devices.place(kept, devices.whole(mesh))
 
     key = keys(seed).order
 

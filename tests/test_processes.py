@@ -1,0 +1,154 @@
+"""Several processes on one machine are one run, over the collectives of CPUs."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grain
+import numpy as np
+import pytest
+from conftest import TINY
+from test_kill import arrays, logged
+
+from jaxhist.checkpoint import Checkpoints
+from jaxhist.data import batches
+
+WORKER = str(Path(__file__).with_name("worker.py"))
+EXPERIMENT = ["-m", "experiments.resnet", *TINY, "--steps=30"]
+EXPERIMENT += ["--run.distributed", "--run.log-every=1", "--run.save-every=4"]
+
+
+def start(count, devices, *arguments, **environment):
+    """Start a job of `count` processes, each with its own devices."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            env={**os.environ, **environment, "JAX_PROCESS_ID": str(number)},
+            **pipes,
+        )
+        for number in range(count)
+    ]
+
+
+def finish(job):
+    """The exit codes, and what was written to stderr."""
+    errors = [process.communicate(timeout=300)[1] for process in job]
+    return [process.returncode for process in job], errors
+
+
+def go(*arguments, **environment):
+    codes, errors = finish(start(*arguments, **environment))
+    assert not any(codes), errors
+
+
+def wait_for_step(workdir, step):
+    begin = time.monotonic()
+    while not logged(workdir) or logged(workdir)[-1]["step"] < step:
+        assert time.monotonic() - begin < 200
+        time.sleep(0.01)
+
+
+def same_in_float64(tmp_path, count):
+    go(1, 2 * count, WORKER, tmp_path / "one")
+    go(count, 2, WORKER, tmp_path / "many")
+    one, many = logged(tmp_path / "one"), logged(tmp_path / "many")
+    assert len(one) == len(many) == 20 + 2
+    for a, b in zip(one, many, strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-9)
+    a, b = arrays(tmp_path / "one"), arrays(tmp_path / "many")
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-8, atol=1e-12, err_msg=name)
+
+
+def killed_and_started_again(tmp_path, count):
+    """Bit for bit as a run that nobody disturbs, with as many processes."""
+    go(count, 2, *EXPERIMENT, "--run.workdir", tmp_path / "undisturbed")
+    again = [*EXPERIMENT, "--run.workdir", tmp_path / "killed"]
+    job = start(count, 2, *again)
+    wait_for_step(tmp_path / "killed", 10)
+    job[-1].kill()
+    begin = time.monotonic()
+    codes, errors = finish(job)
+    assert time.monotonic() - begin < 30
+    assert codes == [1] * (count - 1) + [-signal.SIGKILL]
+    for text in errors[:-1]:
+        (line,) = [line for line in text.splitlines() if line.startswith("error")]
+        assert "another process of this job has ended" in line and "start all of them" in line
+    go(count, 2, *again)
+    assert logged(tmp_path / "killed") == logged(tmp_path / "undisturbed")
+    got, want = arrays(tmp_path / "killed"), arrays(tmp_path / "undisturbed")
+    assert all(got[name].tobytes() == want[name].tobytes() for name in want)
+
+
+def test_two_processes_are_as_one_in_float64(tmp_path):
+    same_in_float64(tmp_path, 2)
+
+
+def test_two_processes_of_which_one_is_killed(tmp_path):
+    killed_and_started_again(tmp_path, 2)
+
+
+@pytest.mark.long
+def test_four_processes_are_as_one_in_float64(tmp_path):
+    same_in_float64(tmp_path, 4)
+
+
+@pytest.mark.long
+def test_four_processes_of_which_one_is_killed(tmp_path):
+    killed_and_started_again(tmp_path, 4)
+
+
+@pytest.mark.long
+def test_one_is_asked_to_stop_and_all_stop_at_the_same_step(tmp_path):
+    """Then one process goes on, and then two."""
+    again = [*EXPERIMENT, "--run.workdir", tmp_path]
+    for count, devices, step in ((4, 2, 5), (1, 2, 15)):
+        job = start(count, devices, *again)
+        wait_for_step(tmp_path, step)
+        job[-1].send_signal(signal.SIGTERM)
+        assert finish(job)[0] == [75] * count
+        (last,) = {line["step"] for line in logged(tmp_path)[-1:]}
+        assert Checkpoints(tmp_path).steps()[0] >= last >= step
+    go(2, 2, *again)
+    assert [line["step"] for line in logged(tmp_path) if line["phase"] == "train"] == [
+        *range(1, 31)
+    ]
+
+
+def test_a_process_that_finds_no_job():
+    environment = {"JAX_PLATFORMS": "cpu"}
+    arguments = [sys.executable, *EXPERIMENT, "--run.workdir", "nowhere"]
+    process = subprocess.run(
+        arguments, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: this process cannot join a job")
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_process_reads_its_rows_of_each_batch_alone(step):
+    views = grain.MapDataset.source(range(40)).seed(0).shuffle().repeat()
+    whole = [list(views[batch * 8 : batch * 8 + 8]) for batch in range(step, step + 3)]
+    parts = []
+    for begin, end in ((0, 4), (4, 8)):
+        rows = batches._Rows(views, 8, begin, end)
+        stream = batches._read_ahead(rows[step * 4 :], 4, 2)
+        parts.append([next(stream).tolist() for _ in range(3)])
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
