@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import TINY, popen_arguments
 
@@ -41,8 +42,12 @@ def arrays(workdir):
     checkpoints = Checkpoints(workdir)
     step = checkpoints.steps()[0]
     assert not checkpoints.damage(step)
-    tree = checkpoints._orbax.restore(checkpoints.folder / str(step))
     checkpoints.close()
+    folder = checkpoints.folder / str(step)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:  # as they are, from any machine
+        there = orbax.metadata(folder).item_metadata.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
+        tree = orbax.restore(folder, ocp.args.PyTreeRestore(restore_args=numpy))
     return {
         jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(tree)
     }
