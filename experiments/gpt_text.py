@@ -38,17 +38,15 @@ def measuring(language_model: LanguageModel, run: Run) -> Callable[[State, str],
     def measure(state: State, batch: Batch):
         tokens, target = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
         logits = model.apply({"params": state.params}, tokens, train=False)
-        real = target != packed.PAD
-        values = losses.categorical_cross_entropy(logits, target)
+        real, values = target != packed.PAD, losses.categorical_cross_entropy(logits, target)
         return {
             "loss": jnp.where(real, values, 0).sum(1),
             "right": jnp.sum(real & (logits.argmax(-1) == target), 1),
             "tokens": real.sum(1),
         }
 
-    mean = evaluate.means(
-        measure, devices.mesh(run.devices, run.mesh), corpus.batch["tokens"].shape[0]
-    )
+    rows = len(corpus.batch["tokens"])
+    mean = evaluate.means(measure, devices.mesh(run.devices, run.mesh), rows)
 
     def scores(state: State, split: str) -> dict[str, float]:
         means = mean(state, corpus.windows(split))

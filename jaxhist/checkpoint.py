@@ -268,7 +268,7 @@ def tested(workdir: epath.PathLike, init: Callable[[Key], State]) -> State:
         newest = checkpoints.newest()
         if newest is None:
             raise UserError(f"no checkpoint in {workdir} yet")
-        layout = devices.layout(devices.mesh(), jax.eval_shape(init, keys(0).init), {})
+        layout = devices.layout(devices.mesh(), jax.eval_shape(init, keys(0).init))
         state, progress = checkpoints.restore(newest, layout)
         return checkpoints.best(state, progress, layout)
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ PEAK_FLOPS = {
 
 # A pattern at the end of a parameter's path -> what its last axes are split over.
 Rules = Mapping[str, tuple[str | None, ...]]
+NOTHING: Rules = MappingProxyType({})
 BATCH = "data", "fsdp"
 
 
@@ -109,7 +111,7 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def layout(mesh: Mesh, shapes: Any, rules: Rules) -> Any:
+def layout(mesh: Mesh, shapes: Any, rules: Rules = NOTHING) -> Any:
     """The shapes of a state, with where each of its arrays lies.
 
     Args:
@@ -138,7 +140,7 @@ def layout(mesh: Mesh, shapes: Any, rules: Rules) -> Any:
 def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
     """What each axis of an array of the state is split over."""
     spec: list[str | None] = [None] * len(shape)
-    for pattern, last in rules.items():
+    for pattern, last in rules.items() if mesh.shape["tensor"] > 1 else ():
         if re.search(f"(^|/){pattern}$", name):
             spec[len(shape) - len(last) :] = last
     for axis, over in enumerate(spec):
@@ -148,8 +150,10 @@ def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> Partit
                 f"choose another --run.mesh.{over}"
             )
     free = [i for i in range(len(shape)) if not spec[i] and shape[i] % mesh.shape["fsdp"] == 0]
-    if free:
+    if free and mesh.shape["fsdp"] > 1:
         spec[max(free, key=lambda i: shape[i])] = "fsdp"
+    while spec and not spec[-1]:
+        spec.pop()
     return PartitionSpec(*spec)
 
 

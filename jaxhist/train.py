@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +30,7 @@ class Experiment(NamedTuple):
     score: str = ""  # the metric of evaluate, the more the better, that chooses the best checkpoint
     patience: int = 0  # evaluations without a better score before stopping; 0 never stops
     save_every: int = 200  # steps from one checkpoint to the next; more for a large state
-    tensor: devices.Rules = MappingProxyType({})  # what of the state is split over that axis
+    tensor: devices.Rules = devices.NOTHING  # what of the state is split over that axis
 
 
 @dataclass(frozen=True)
