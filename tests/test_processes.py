@@ -100,6 +100,7 @@ def test_two_processes_are_as_one_in_float64(tmp_path):
     same_in_float64(tmp_path, 2)
 
 
+@pytest.mark.long
 def test_two_processes_of_which_one_is_killed(tmp_path):
     killed_and_started_again(tmp_path, 2)
 
