@@ -68,10 +68,8 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
       build: makes an experiment from a configuration, for the run that it begins with.
     """
     # Data.
-    pieces, mesh = (
-        vocabulary(config, run, lambda: data.texts()),
-        devices.mesh(run.devices, run.mesh),
-    )
+    mesh = devices.mesh(run.devices, run.mesh)
+    pieces = vocabulary(config, run, lambda: data.texts())
     data = sentences.from_tfds(
         config.data,
         pieces,

@@ -6,7 +6,6 @@ first process writes the log and the pictures; all write checkpoints.
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxhist import UserError
+from jaxhist import UserError, devices
 from jaxhist.log import FILE
 
 HEARTBEAT = 10  # seconds without a sign of life, after which a process is dead to the others
@@ -63,7 +62,7 @@ def joined(wanted: bool) -> Iterator[None]:
         _leave(str(error))
     except jax.errors.JaxRuntimeError as error:
         _leave(
-            f"another process of this job has ended, so this one cannot go on "
+            "another process of this job has ended, or a device has failed "
             f"({str(error).splitlines()[0][:200]}); start all of them again"
         )
 
@@ -93,7 +92,7 @@ def home(workdir: epath.Path) -> Iterator[epath.Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         if (workdir / FILE).exists():
-            shutil.copy(workdir / FILE, folder)
+            (workdir / FILE).copy(epath.Path(folder) / FILE)
         yield epath.Path(folder)
 
 
@@ -102,7 +101,7 @@ class Agreement:
 
     def __init__(self, mesh: Mesh):
         self._parts = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._any = jax.jit(jnp.any, out_shardings=devices.whole(mesh))
         self._shape = (mesh.size,)
         self._asked: jax.Array | None = None
 
@@ -111,7 +110,6 @@ class Agreement:
         step that runs."""
         if jax.process_count() == 1:
             return mine
-        before, part = self._asked, np.full(self._shape, mine)
-        parts = jax.make_array_from_callback(self._shape, self._parts, part.__getitem__)
-        self._asked = self._any(parts)
+        before = self._asked
+        self._asked = self._any(devices.place(np.full(self._shape, mine), self._parts))
         return before is not None and bool(before)

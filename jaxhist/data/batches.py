@@ -108,22 +108,21 @@ def streamed(
     def finish(batch: Batch, step: jax.Array) -> Batch:
         return prepare(batch, jax.random.fold_in(key.draw, step))
 
+    def joined(rows: np.ndarray) -> jax.Array:
+        """Those of all processes."""
+        shape = size, *rows.shape[1:]
+        return jax.make_array_from_process_local_data(devices.split(mesh), rows, shape)
+
     stream: Iterator[Batch] = iter(())
     following = None  # the step whose batch the stream gives next
 
     def data(step: int, state: State) -> Batch:
         nonlocal stream, following
-        begin, end = devices.rows(mesh, size)
         if step != following:
+            begin, end = devices.rows(mesh, size)
             mine = _Rows(views(), size, begin, end)
             stream = _read_ahead(mine[step * (end - begin) :], end - begin, workers)
-        shape = lambda rows: (size, *rows.shape[1:])
-        batch = jax.tree.map(
-            lambda rows: jax.make_array_from_process_local_data(
-                devices.split(mesh), rows, shape(rows)
-            ),
-            next(stream),
-        )
+        batch = jax.tree.map(joined, next(stream))
         following = step + 1
         return finish(batch, step)
 

@@ -8,6 +8,7 @@ import collections
 import functools
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import numpy as np
 from etils import epath
 from tokenizers import (
@@ -111,7 +112,8 @@ def kept(workdir: str, name: str, make: Callable[[], Tokenizer]) -> Callable[[],
         if workdir:
             with failing_in_one_line(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                draft = path.parent / f"{name}.draft"
+                # Each process of a job makes the same; none reads what another has half written.
+                draft = path.parent / f"{name}.{jax.process_index()}.draft"
                 write_durably(draft, tokenizer.to_str(pretty=True))
                 draft.replace(path)
         return tokenizer
