@@ -4,6 +4,7 @@
     python -m experiments.NAME train [PRESET] [OPTIONS]   train, or go on where a run stopped
     python -m experiments.NAME evaluate DIR               measure a run's checkpoint, as JSON
     python -m experiments.NAME describe [PRESET]          parameters, FLOPs, memory; no training
+    python -m experiments.NAME plan [PRESET] --topology v5e:4x4   does it fit there, and how fast
     python -m experiments.NAME claims [--only R1] [--seeds 5]   what the paper says, put to the test
 
 Exit codes: 0 done; 1 an error, in one line; 2 a wrong command; 75 stopped by SIGTERM or SIGINT with
@@ -26,7 +27,7 @@ from typing import Any
 import jax
 import tyro
 
-from jaxhist import UserError, claims, flops, log, malloc, processes, tell
+from jaxhist import UserError, claims, flops, log, malloc, plan, processes, tell
 from jaxhist.algorithm import State, keys
 from jaxhist.checkpoint import tested
 from jaxhist.claims import Check, Claim, Equation
@@ -57,6 +58,7 @@ def main(
         "train": script.train,
         "evaluate": script.evaluate,
         "describe": script.describe,
+        "plan": script.plan,
         "claims": script.check,
         **{name: partial(script.command, name) for name in commands},
     }
@@ -88,7 +90,7 @@ class _Script:
     commands: dict[str, Callable]
 
     def train(self, arguments: list[str]) -> int:
-        config, run = self._parse(arguments)
+        config, run = self._parse("train", arguments)
         identity = {"experiment": self.name, "config": dataclasses.asdict(config)}
         job = processes.joined(run.distributed)
         with job, _interruptions() as interrupted:
@@ -125,7 +127,7 @@ class _Script:
         return 0
 
     def describe(self, arguments: list[str]) -> int:
-        config, run = self._parse(arguments)
+        config, run = self._parse("describe", arguments)
         experiment = self.build(config, dataclasses.replace(run, workdir=""))  # no files are needed
         key = keys(0)
         state = jax.eval_shape(experiment.init, key.init)
@@ -145,6 +147,14 @@ class _Script:
         for name in ("params", "opt_state", "extra"):
             tell(f"memory          {_bytes(getattr(state, name)):>18,}  bytes, {name}")
         tell(f"memory          {_bytes(experiment.batch):>18,}  bytes, a batch of {examples}")
+        return 0
+
+    def plan(self, arguments: list[str]) -> int:
+        if not plan.inside():
+            return plan.outside()
+        config, run, options = self._parse("plan", arguments, plan.Options)
+        command = " ".join(["python -m", f"experiments.{self.name}", "plan", *arguments])
+        plan.main(command, self.build, config, run, options)
         return 0
 
     def check(self, arguments: list[str]) -> int:
@@ -187,8 +197,8 @@ class _Script:
             ]
         )
 
-    def _parse(self, arguments: list[str]) -> tuple[Any, Run]:
-        """[PRESET] [--field value ...] [--run.field value ...]"""
+    def _parse(self, verb: str, arguments: list[str], *options: type) -> tuple:
+        """[PRESET] [--field value ...] [--run.field value ...], and the command's own options."""
         preset = next(iter(self.presets))
         if arguments and not arguments[0].startswith("-"):
             preset, *arguments = arguments
@@ -196,14 +206,14 @@ class _Script:
             raise _UsageError(f"no preset {preset!r}; there are {', '.join(self.presets)}")
         config = self.presets[preset]
         run = Run(workdir=f"runs/{self.name}-{preset}")
-        both = dataclasses.make_dataclass(
-            "both",
-            [("config", tyro.conf.OmitArgPrefixes[type(config)], config), ("run", Run, run)],
-            frozen=True,
-        )
-        program = f"python -m experiments.{self.name} train {preset}"
-        chosen = tyro.cli(both, prog=program, args=arguments, description="")
-        return chosen.config, chosen.run
+        bare = lambda kind: tyro.conf.OmitArgPrefixes[kind]
+        parts = [(f"options_{i}", bare(kind)) for i, kind in enumerate(options)]
+        parts += [("config", bare(type(config)), config), ("run", Run, run)]
+        every = dataclasses.make_dataclass("every", parts, frozen=True)
+        program = f"python -m experiments.{self.name} {verb} {preset}"
+        chosen = tyro.cli(every, prog=program, args=arguments, description="")
+        *own, config, run = (getattr(chosen, name) for name, *_ in parts)
+        return config, run, *own
 
     def _trained(self, workdir: str) -> tuple[Any, Run, State]:
         """The configuration of a run, the run, and the state that was tested."""

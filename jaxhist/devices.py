@@ -8,10 +8,11 @@ of matrices are split, by rules that stand beside a model (Shoeybi et al., Megat
 arXiv:1909.08053).
 """
 
+import contextlib
 import math
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxhist import UserError
 
@@ -57,14 +58,18 @@ class Axes:
 WHOLE = Axes()  # the state is not split
 
 
-def mesh(count: int = 0, axes: Axes = WHOLE) -> Mesh:
+def mesh(count: int = 0, axes: Axes = WHOLE) -> Mesh | AbstractMesh:
     """The first `count` devices (0: all of them), with the axes `data`, `fsdp` and `tensor`.
 
     Raises:
       UserError: there are not so many, or the platform asked for does not start.
     """
+    types = (AxisType.Auto,) * 3  # not Explicit: under Explicit axes flax's nn.Embed fails
+    names = "data", "fsdp", "tensor"
+    if isinstance(_elsewhere, int):
+        return AbstractMesh(sizes(_elsewhere, axes), names, axis_types=types)
     try:
-        available = jax.devices()
+        available = _elsewhere or jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts where a platform is not built in
         raise UserError(
             f"no such device: JAX_PLATFORMS={jax.config.jax_platforms} does not start here "
@@ -78,11 +83,22 @@ def mesh(count: int = 0, axes: Axes = WHOLE) -> Mesh:
     if count and jax.process_count() > 1:
         raise UserError("a job of several processes uses all devices; leave --run.devices away")
     chosen = available[: count or None]
-    # Auto, not Explicit: under Explicit axes flax's nn.Embed fails.
-    types = (AxisType.Auto,) * 3
-    return jax.make_mesh(
-        sizes(len(chosen), axes), ("data", "fsdp", "tensor"), axis_types=types, devices=chosen
-    )
+    return jax.make_mesh(sizes(len(chosen), axes), names, axis_types=types, devices=chosen)
+
+
+_elsewhere: Sequence[jax.Device] | int = ()
+
+
+@contextlib.contextmanager
+def elsewhere(chips: Sequence[jax.Device] | int) -> Iterator[None]:
+    """Inside, a mesh is of these devices, which programs can be compiled for but not run on; or of
+    so many of which nothing more is known."""
+    global _elsewhere
+    _elsewhere = chips
+    try:
+        yield
+    finally:
+        _elsewhere = ()
 
 
 def sizes(count: int, axes: Axes) -> tuple[int, int, int]:
@@ -192,6 +208,13 @@ def check_divides(mesh: Mesh, shapes: Any):
                 f"a batch of {leaf.shape[0]} cannot be split over {parts} devices; choose a "
                 f"multiple of {parts}, or fewer devices with --run.devices"
             )
+
+
+def spread(mesh: Mesh | AbstractMesh, shapes: Any) -> Any:
+    """The shapes of a batch, with where each of its arrays lies."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split(mesh)), shapes
+    )
 
 
 def put(mesh: Mesh, batch: Any, shapes: Any) -> Any:

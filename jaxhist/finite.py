@@ -9,7 +9,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
+from jaxhist import devices
 from jaxhist.algorithm import Batch, Key, State
 
 NEVER = np.iinfo(np.int32).max  # the first bad step, where there is none
@@ -39,6 +41,24 @@ def watched(step: Callable, key: Key) -> Callable:
         return after, metrics | {"nonfinite": first}
 
     return update
+
+
+def traced(
+    step: Callable, key: Key, mesh: Mesh | AbstractMesh, layout: State, batch: Batch
+) -> jax.stages.Traced:
+    """The program that the trainer runs: a watched step, which takes over the state's memory.
+
+    Args:
+      step: of an algorithm.
+      key: from which each step gets its own.
+      mesh: on which it runs.
+      layout: of the state there.
+      batch: its shapes.
+    """
+    placed = devices.shardings(layout), devices.whole(mesh)
+    update = jax.jit(watched(step, key), donate_argnums=0, out_shardings=placed)
+    first = jax.ShapeDtypeStruct((), np.int32, sharding=devices.whole(mesh))
+    return update.trace(layout, devices.spread(mesh, batch), first)
 
 
 @jax.jit

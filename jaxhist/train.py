@@ -104,17 +104,14 @@ def train(
         # 3. The step, compiled once: what is compiled takes no other shapes.
         batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
         nonfinite = devices.place(np.int32(finite.NEVER), devices.whole(mesh))
-        update = finite.watched(experiment.step, key.step)
-        placed = devices.shardings(layout), devices.whole(mesh)
-        jitted = jax.jit(update, donate_argnums=0, out_shardings=placed)
-        traced = jitted.trace(state, batch, nonfinite)
+        program = finite.traced(experiment.step, key.step, mesh, layout, experiment.batch)
         tell(f"compiling for {devices.describe(mesh)}")
-        update = traced.lower().compile()
+        update = program.lower().compile()
 
         # 4. The log, cut back to the checkpoint.
         here = {"step": start, "time": time.strftime("%F %T%z"), **devices.machine(mesh)}
         header = {**identity, "starts": [*starts, here]}
-        cost, peak = flops.count(traced.jaxpr.jaxpr), devices.peak_flops(mesh)
+        cost, peak = flops.count(program.jaxpr.jaxpr), devices.peak_flops(mesh)
         history = log.Log(home, header, start, experiment.steps, cost, peak)
         stack.callback(history.close)
 

@@ -1,0 +1,312 @@
+"""What a preset needs on a machine that you do not have: does it fit, and how long does it take?
+
+The step that the trainer would run is compiled for TPUs that are not there: libtpu, which comes
+with the `tpu` extra, does so on any Linux machine. For a GPU, or without libtpu, only what follows
+from shapes is said. Nothing is run, and no data is read.
+"""
+
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxhist import UserError, devices, finite, flops, hlo, tell
+from jaxhist.algorithm import keys
+from jaxhist.chips import GIB, Slice, named
+from jaxhist.devices import Axes
+from jaxhist.files import failing_in_one_line, write_durably
+from jaxhist.train import Experiment, Run
+
+Build = Callable[[Any, Run], Experiment]
+
+
+@dataclass(frozen=True)
+class Options:
+    """For which machine."""
+
+    topology: str  # a chip and the shape of its slice, such as v5p:4x4x8, or h100:8
+    search: bool = False  # where it does not fit, try meshes and rematerialisation until one does
+    output: str = ""  # a JSON file that the figures are added to
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step needs. Bytes and seconds are of one chip; what was not compiled is not known."""
+
+    steps: int
+    memory: dict[str, int]  # bytes for each purpose, as in `MEMORY`
+    available: float  # bytes
+    flops: int  # of products of matrices and convolutions, on all chips together
+    seconds: dict[str, float]  # at the least, for each cause, as in `CAUSES`
+    kernels: float | None = None  # seconds of all kernels, as the compiler estimates
+    sent: float | None = None  # bytes to other chips
+    compiling: float | None = None  # seconds that took
+    refused: str = ""  # why it does not fit
+
+    @property
+    def needed(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def step(self) -> float:
+        """Seconds at the least: what a chip does at once overlaps in full."""
+        return max(*self.seconds.values(), self.kernels or 0)
+
+    @property
+    def days(self) -> float:
+        return self.step * self.steps / 86400
+
+
+MEMORY = {
+    "params": "parameters",
+    "opt_state": "the optimizer's memory",
+    "extra": "what else a checkpoint holds",
+    "batch": "a batch",
+    "padding": "padding of these",
+    "temporaries": "activations, gradients, and all else on the way",
+    "program": "the program",
+}
+CAUSES = {
+    "products": "products of matrices, at the chip's peak",
+    "memory": "reading and writing memory, at the data sheet's rate",
+    "links": "sending to other chips, at the data sheet's rate",
+}
+
+
+# In a process of its own: libtpu, once loaded, looks for TPUs, and may end the process.
+_INSIDE = "JAXHIST_PLANS"
+
+
+def inside() -> bool:
+    """Whether this is the process that compiles."""
+    return _INSIDE in os.environ
+
+
+def outside() -> int:
+    """Run this same command in a process that compiles.
+
+    Returns:
+      Its exit code.
+
+    Raises:
+      UserError: it was ended by a signal.
+    """
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",  # no TPU is asked what it is
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        _INSIDE: "1",
+    }
+    code = subprocess.run(sys.orig_argv, env=os.environ | environment).returncode
+    if code < 0:
+        raise UserError(
+            f"the process that compiles was ended by {signal.Signals(-code).name}; after SIGKILL, "
+            "try it on a machine with more memory"
+        )
+    return code
+
+
+def main(command: str, build: Build, config: Any, run: Run, options: Options):
+    """Print the plan for a configuration.
+
+    Args:
+      command: as it was given.
+      build: makes the experiment.
+      config: of the experiment.
+      run: whose mesh is meant.
+      options: for which machine.
+
+    Raises:
+      UserError: it does not fit, with what to try; or there is no such machine.
+    """
+    where = named(options.topology)
+    plan = make(build, config, run, where)
+    tell(_table(where, run, plan))
+    if options.output:
+        _write(Path(options.output), command, where, plan)
+    if not plan.refused:
+        return
+    if not options.search:
+        raise UserError(
+            f"it needs {_size(plan.needed)} on each chip, which has {_size(plan.available)}; try "
+            "more chips, --run.mesh.fsdp, --remat where it is not on, a smaller --batch, or let "
+            "--search try"
+        )
+    for other, on in candidates(build, config, run, where):
+        plan = make(build, other, on, where)
+        chosen = " ".join([_options(on), *["--remat"] * (other != config)])
+        tell(f"tried {chosen}: {_size(plan.needed)}{', too much' if plan.refused else ''}")
+        if not plan.refused:
+            tell(_table(where, on, plan))
+            tell(f"To have that, add {chosen}")
+            return
+    raise UserError("nothing that was tried fits; try more chips or a smaller --batch")
+
+
+def make(build: Build, config: Any, run: Run, where: Slice) -> Plan:
+    """The plan for one configuration on one mesh.
+
+    Raises:
+      UserError: the configuration does not go with the mesh, or the compiler fails.
+    """
+    key = keys(0)
+    within = jax.set_mesh if where.devices else jax.sharding.use_abstract_mesh
+    with devices.elsewhere(where.mesh_of):
+        mesh = devices.mesh(0, run.mesh)
+        experiment = build(config, dataclasses.replace(run, workdir=""))
+    devices.check_divides(mesh, experiment.batch)
+    with within(mesh):
+        shapes = jax.eval_shape(experiment.init, key.init)
+        layout = devices.layout(mesh, shapes, experiment.tensor)
+        parts = {name: getattr(layout, name) for name in ("params", "opt_state", "extra")}
+        parts["batch"] = devices.spread(mesh, experiment.batch)
+        program = finite.traced(experiment.step, key.step, mesh, layout, experiment.batch)
+        cost = flops.count(program.jaxpr.jaxpr)
+        plan = Plan(
+            steps=experiment.steps,
+            memory={name: _bytes(tree) for name, tree in parts.items()},
+            available=where.chip.memory,
+            flops=cost,
+            seconds={"products": cost / mesh.size / devices.PEAK_FLOPS[where.chip.kind]},
+        )
+        if plan.needed > plan.available:
+            return dataclasses.replace(plan, refused="what a checkpoint holds is too much already")
+        return _compiled(program, plan, where) if where.devices else plan
+
+
+def _compiled(program: jax.stages.Traced, plan: Plan, where: Slice) -> Plan:
+    """The plan, with what the compiler says."""
+    begin = time.monotonic()
+    try:
+        compiled = program.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        return _refused(plan, str(error))
+    seconds = time.monotonic() - begin
+    has, does = compiled.memory_analysis(), hlo.totals(compiled.as_text(), where.count)
+    more = {
+        "padding": max(has.argument_size_in_bytes - plan.needed, 0),
+        "temporaries": has.temp_size_in_bytes + has.output_size_in_bytes - has.alias_size_in_bytes,
+        "program": has.generated_code_size_in_bytes,
+    }
+    causes = {"memory": does.moved / where.chip.bandwidth, "links": does.sent / where.chip.links}
+    return dataclasses.replace(
+        plan,
+        memory=plan.memory | more,
+        seconds=plan.seconds | causes,
+        kernels=does.cycles / where.chip.clock,
+        sent=does.sent,
+        compiling=seconds,
+    )
+
+
+def _refused(plan: Plan, error: str) -> Plan:
+    """The plan, with the compiler's reason, where that is a memory too small."""
+    size = r"([\d.]+)([KMGT])"
+    used = re.search(rf"Used {size} of {size} hbm", error)
+    temporaries = re.search(rf"HLO temporaries \({size}\)", error)
+    if not used and not temporaries:
+        raise UserError(f"the compiler fails: {' '.join(error.split())[:300]}")
+    bytes_of = lambda found: round(float(found[1]) * 1024 ** " KMGT".index(found[2]))
+    more = bytes_of(temporaries) if temporaries else bytes_of(used) - plan.needed
+    most = re.search(r'Size: (\S+)\s.*?op_name="(.*?)".*?Shape: (\S+?\])', error, re.DOTALL)
+    largest = f"; the largest array, {most[3]} of {most[1]}, is of {most[2]}" if most else ""
+    return dataclasses.replace(
+        plan,
+        memory=plan.memory | {"temporaries": more},
+        refused=f"what is computed on the way is too much{largest}",
+    )
+
+
+def candidates(build: Build, config: Any, run: Run, where: Slice) -> Iterator[tuple[Any, Run]]:
+    """What may fit, the faster first: products are split over few chips rather than many, and
+    layers are computed again only if nothing else helps. The state is split over as few chips as
+    leave half of their memory free, and then over all."""
+    configs = [config]
+    if getattr(config, "remat", True) is False:
+        configs.append(dataclasses.replace(config, remat=True))
+    uncompiled = where._replace(devices=None)
+    for other, tensor in itertools.product(configs, (1, 2, 4, 8)):
+        fitting = {}
+        for fsdp in (2**i for i in range((where.count // tensor).bit_length())):
+            on = dataclasses.replace(run, mesh=Axes(0, fsdp, tensor))
+            try:
+                fitting[on] = make(build, other, on, uncompiled).needed
+            except UserError:  # the model, the batch or the machine cannot be split so
+                continue
+        half = [on for on, needed in fitting.items() if needed < where.chip.memory / 2]
+        for on in dict.fromkeys(half[:1] + half[-1:]):
+            yield other, on
+
+
+def _bytes(layout: Any) -> int:
+    """On each chip."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(layout)
+    )
+
+
+def _options(run: Run) -> str:
+    return " ".join(
+        f"--run.mesh.{axis} {size}"
+        for axis, size in dataclasses.asdict(run.mesh).items()
+        if size != getattr(devices.WHOLE, axis)
+    )
+
+
+def _table(where: Slice, run: Run, plan: Plan) -> str:
+    lines = [f"{where.count:,} x {where.chip.kind}  {_options(run)}".rstrip()]
+    row = lambda name, figure, says: lines.append(f"{name:10}{figure:>14}  {says}")
+    for name, size in plan.memory.items():
+        if size:
+            row("memory", _size(size), MEMORY[name])
+    verdict = f"it does not fit: {plan.refused}" if plan.refused else "it fits"
+    if not plan.refused and plan.kernels is None:
+        verdict = "activations are not among it, for nothing was compiled"
+    row("memory", _size(plan.needed), f"of {_size(plan.available)} a chip: {verdict}")
+    row("FLOPs", f"{plan.flops:.3g}", "of products in a step, of all chips together")
+    if plan.refused:
+        return "\n".join(lines)
+    for cause, seconds in plan.seconds.items():
+        row("seconds", f"{seconds:.3g}", CAUSES[cause])
+    if plan.kernels is not None:
+        row("seconds", f"{plan.kernels:.3g}", "all kernels, as the compiler estimates")
+        row("sent", _size(plan.sent), "to other chips by each, in a step")
+    bound = max(plan.seconds, key=plan.seconds.get)
+    row("seconds", f"{plan.step:.3g}", f"a step at the least, bound by {bound}")
+    row("days", f"{plan.days:.3g}", f"at the least, for {plan.steps:,} steps")
+    return "\n".join(lines)
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
+
+
+def _write(path: Path, command: str, where: Slice, plan: Plan):
+    with failing_in_one_line(path.parent):
+        plans = json.loads(path.read_text()) if path.exists() else {}
+        plans[command] = {
+            "chips": where.count,
+            "kind": where.chip.kind,
+            "fits": not plan.refused,
+            "needed": plan.needed,
+            "step": plan.step,
+            "days": plan.days,
+            **dataclasses.asdict(plan),
+            "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        }
+        write_durably(path, json.dumps(plans, indent=1) + "\n")
