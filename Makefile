@@ -43,6 +43,8 @@ test-long: install
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/shellcheck .ci/run docs/cloud/*.sh
+	$(BIN)/yamllint --strict docs/cloud
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -153,6 +153,7 @@ class _Script:
         if not plan.inside():
             return plan.outside()
         config, run, options = self._parse("plan", arguments, plan.Options)
+        arguments = [word for word in arguments if word not in ("--output", options.output)]
         command = " ".join(["python -m", f"experiments.{self.name}", "plan", *arguments])
         plan.main(command, self.build, config, run, options)
         return 0

@@ -103,8 +103,12 @@ def totals(text: str, devices: int) -> Totals:
     def _moved(each: Instruction, shapes: dict[str, str]) -> float:
         if each.opcode == "dynamic-update-slice":  # in place
             return 2 * sum(_sizes(shapes[each.operands[1]]))
-        if each.opcode == "dynamic-slice":
-            return 2 * sum(_sizes(each.shape))
+        if each.opcode in ("slice", "dynamic-slice"):
+            return sum(_sizes(each.shape, everywhere=True)) + sum(_sizes(each.shape))
+        if each.opcode == "slice-start":  # ((source), slice, context)
+            return _sizes(each.shape, everywhere=True)[-2]
+        if each.opcode.endswith("-start"):  # its shape has what is read beside what is written
+            return sum(_sizes(each.shape))
         inside = computations[each.called("calls")] if each.opcode == "fusion" else ()
         users = defaultdict(list)
         for i in inside:

@@ -50,7 +50,7 @@ class Plan:
     memory: dict[str, int]  # bytes for each purpose, as in `MEMORY`
     available: float  # bytes
     flops: int  # of products of matrices and convolutions, on all chips together
-    seconds: dict[str, float]  # at the least, for each cause, as in `CAUSES`
+    seconds: dict[str, float]  # for each cause, if it were the only one, as in `CAUSES`
     kernels: float | None = None  # seconds of all kernels, as the compiler estimates
     sent: float | None = None  # bytes to other chips
     compiling: float | None = None  # seconds that took
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def step(self) -> float:
-        """Seconds at the least: what a chip does at once overlaps in full."""
+        """Seconds, if all that a chip can do at once overlaps: the longest of them."""
         return max(*self.seconds.values(), self.kernels or 0)
 
     @property
@@ -80,9 +80,9 @@ MEMORY = {
     "program": "the program",
 }
 CAUSES = {
-    "products": "products of matrices, at the chip's peak",
-    "memory": "reading and writing memory, at the data sheet's rate",
-    "links": "sending to other chips, at the data sheet's rate",
+    "products": "products of matrices and convolutions, at the chip's peak",
+    "memory": "what is read from memory and written, at its rate",
+    "links": "what is sent to other chips, at the rate of the links",
 }
 
 
@@ -287,8 +287,8 @@ def _table(where: Slice, run: Run, plan: Plan) -> str:
         row("seconds", f"{plan.kernels:.3g}", "all kernels, as the compiler estimates")
         row("sent", _size(plan.sent), "to other chips by each, in a step")
     bound = max(plan.seconds, key=plan.seconds.get)
-    row("seconds", f"{plan.step:.3g}", f"a step at the least, bound by {bound}")
-    row("days", f"{plan.days:.3g}", f"at the least, for {plan.steps:,} steps")
+    row("seconds", f"{plan.step:.3g}", f"a step, if all of these overlap; bound by {bound}")
+    row("days", f"{plan.days:.3g}", f"for {plan.steps:,} such steps")
     return "\n".join(lines)
 
 

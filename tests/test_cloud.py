@@ -1,0 +1,182 @@
+"""The files of docs/cloud, with stand-ins for what only a cloud has."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from test_kill import logged
+
+from experiments import gpt
+from jaxhist import chips, cli, plan
+from jaxhist.chips import Slice
+from jaxhist.devices import Axes
+from jaxhist.train import Run
+
+CLOUD = Path(__file__).parent.parent / "docs" / "cloud"
+
+SRUN = f"""\
+#!{sys.executable}
+import os, signal, subprocess, sys
+
+command = sys.argv[1:]
+while command[0].startswith("--"):
+    command.pop(0)
+os.environ |= {{"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}}
+tasks = [
+    subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": n, "SLURM_LOCALID": n}})
+    for n in ("0", "1")
+]
+signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+print(os.getpid(), flush=True)
+sys.exit(max(task.wait() for task in tasks))
+"""
+# It writes down what it is asked for, and answers from a list.
+RECORDED = """\
+#!/usr/bin/env bash
+echo "$(basename "$0") $*" >> "$RECORD"
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path):
+    """Puts programs into a directory that is searched first; returns the environment for it."""
+
+    def put(**programs):
+        for name, text in programs.items():
+            path = tmp_path / "bin" / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            path.chmod(0o755)
+        return os.environ | {
+            "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            "RECORD": str(tmp_path / "record"),
+            "JAX_PLATFORMS": "cpu",
+        }
+
+    return put
+
+
+def test_a_job_of_slurm_is_queued_again_until_it_is_done(tmp_path, stand_ins):
+    port = os.getpid() % 4096  # JAX makes the port from the job's number
+    environment = stand_ins(srun=SRUN, scontrol=RECORDED) | {
+        "SLURM_JOB_ID": str(port),
+        "TFDS_DATA_DIR": str(tmp_path),
+        "PYTHON": sys.executable,
+    }
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
+    run = tmp_path / "run"
+    arguments = ["regression", "train", "--steps=3000", f"--run.workdir={run}"]
+
+    def start():
+        return subprocess.Popen(
+            ["bash", CLOUD / "slurm.sh", *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    job = start()
+    tasks = int(job.stdout.readline())
+    begin = time.monotonic()
+    while not logged(run):
+        assert time.monotonic() - begin < 200
+        time.sleep(0.05)
+    os.kill(tasks, signal.SIGTERM)
+    _, errors = job.communicate(timeout=200)
+    assert job.returncode == 75, errors
+    assert (tmp_path / "record").read_text() == f"scontrol requeue {port}\n"
+    assert 0 < logged(run)[-1]["step"] < 3000
+
+    job = start()
+    _, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    assert logged(run)[-1]["phase"] == "test" and logged(run)[-1]["step"] == 3000
+    assert (tmp_path / "record").read_text().count("\n") == 1
+
+
+GCLOUD = """\
+#!/usr/bin/env bash
+# STATES and CODES have a line for each time that one asks.
+echo "$4 ${*: -1}" >> "$RECORD"
+next() { head -n 1 "$1"; sed -i 1d "$1"; }
+case "$4 $*" in
+    describe*) next "$STATES" ;;
+    *"cat ~/code"*) next "$CODES" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("states", "codes", "result", "slices", "trainings"),
+    [
+        # There is none; it trains to the end.
+        (["", "READY"], ["0"], 0, 1, 1),
+        # It is taken away while it trains, then one is stopped and saved, then all is done.
+        (["", "PREEMPTED", "PREEMPTED", "READY", "READY", "READY"], ["", "75", "0"], 0, 2, 3),
+        # Training ends with an error.
+        (["READY", "READY"], ["1"], 1, 0, 1),
+    ],
+)
+def test_a_slice_is_rented_until_training_is_done(
+    tmp_path, stand_ins, states, codes, result, slices, trainings
+):
+    environment = stand_ins(gcloud=GCLOUD) | {
+        "NAME": "slice",
+        "ZONE": "here",
+        "TYPE": "v5litepod-16",
+        "VERSION": "v2",
+        "SETUP": "true",
+        "TFDS_DATA_DIR": "/data",
+        "STATES": str(tmp_path / "states"),
+        "CODES": str(tmp_path / "codes"),
+    }
+    (tmp_path / "states").write_text("\n".join([*states, ""]))
+    (tmp_path / "codes").write_text("\n".join([*codes, ""]))
+    process = subprocess.run(
+        ["bash", CLOUD / "tpu-vm.sh", "gpt", "train", "gpt2", "--data", "a b"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=CLOUD.parent.parent,
+    )
+    assert process.returncode == result, process.stderr
+    asked = (tmp_path / "record").read_text().splitlines()
+    assert sum(line.startswith("create") for line in asked) == slices
+    training = [line for line in asked if "experiments.gpt" in line]
+    assert len(training) == trainings
+    assert "experiments.gpt 'train' 'gpt2' '--data' 'a b' --run.distributed" in training[0]
+    assert asked[-1].startswith("delete")
+
+
+def test_the_numbers_of_the_jobset_agree():
+    (jobset,) = [part for part in yaml.safe_load_all((CLOUD / "jobset.yaml").read_text()) if part]
+    name = jobset["metadata"]["name"]
+    (workers,) = jobset["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    assert job["completions"] == job["parallelism"] == int(environment["JAX_NUM_PROCESSES"])
+    host, _ = environment["JAX_COORDINATOR_ADDRESS"].split(":")
+    assert host == f"{name}-{workers['name']}-0-0.{name}"
+    rules = job["podFailurePolicy"]["rules"]
+    assert rules[0]["onExitCodes"]["values"] == [cli.RESUME_ME]
+    assert rules[0]["onExitCodes"]["containerName"] == container["name"]
+
+    # The slice has as many chips as all machines, and the preset goes with the mesh.
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    where = Slice(chips.CHIPS["v5e"], math.prod(map(int, topology.split("x"))), None)
+    assert where.count == job["completions"] * container["resources"]["limits"]["google.com/tpu"]
+    *module, verb, preset, mesh, _, _ = container["command"]
+    assert [*module, verb] == ["python", "-m", "experiments.gpt", "train"]
+    fsdp = int(mesh.removeprefix("--run.mesh.fsdp="))
+    made = plan.make(gpt.build, gpt.PRESETS[preset], Run(mesh=Axes(fsdp=fsdp)), where)
+    assert not made.refused
