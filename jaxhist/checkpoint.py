@@ -106,7 +106,7 @@ class Checkpoints:
     def _check_space(self, state: State):
         """Say it before half of a checkpoint is written, where the file system can tell."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        with contextlib.suppress(OSError):  # a bucket cannot tell
+        with contextlib.suppress(OSError):  # not every one can
             free = shutil.disk_usage(self.folder.parent).free
             if free < needed:
                 raise self._failure(f"no space left on device ({needed:,} bytes, {free:,} free)")

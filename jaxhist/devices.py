@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxhist import UserError
@@ -83,7 +84,9 @@ def mesh(count: int = 0, axes: Axes = WHOLE) -> Mesh | AbstractMesh:
     if count and jax.process_count() > 1:
         raise UserError("a job of several processes uses all devices; leave --run.devices away")
     chosen = available[: count or None]
-    return jax.make_mesh(sizes(len(chosen), axes), names, axis_types=types, devices=chosen)
+    # An axis may be some of the chips along an axis of a torus, such as 4 of 16.
+    lying = create_device_mesh(sizes(len(chosen), axes), chosen, allow_split_physical_axes=True)
+    return Mesh(lying, names, axis_types=types)
 
 
 _elsewhere: Sequence[jax.Device] | int = ()

@@ -1,7 +1,6 @@
 """Writing files: durably, and in one line where it fails."""
 
 import contextlib
-import io
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -30,8 +29,7 @@ def write_durably(path: epath.Path, text: str):
     with path.open("w") as file:
         file.write(text)
         file.flush()
-        with contextlib.suppress(io.UnsupportedOperation, AttributeError):  # files in a bucket
-            os.fsync(file.fileno())
+        os.fsync(file.fileno())
 
 
 def write_arrays(workdir: epath.Path, step: int, batch: Any) -> epath.Path:

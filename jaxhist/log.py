@@ -72,8 +72,11 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
       The earlier starts of the run there, [] if there is none.
 
     Raises:
-      UserError: it holds another run (the text says what differs), or another process trains there.
+      UserError: it holds another run (the text says what differs), another process trains there, or
+        it is a bucket's address.
     """
+    if "://" in str(workdir):  # nothing there can be locked, nor a file be added to
+        raise UserError(f"{workdir} is not a directory; mount the bucket, and give its directory")
     workdir = epath.Path(workdir)
     with failing_in_one_line(workdir):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -159,3 +159,8 @@ def test_pictures_become_pngs_and_films_gifs(make, tmp_path):
         for index, frame in enumerate(film):
             moving.seek(index)
             np.testing.assert_array_equal(np.array(moving.convert("RGB")), frame)
+
+
+def test_a_bucket_is_no_directory():
+    with pytest.raises(UserError, match="gs://somewhere/run is not a directory; mount the bucket"):
+        log.claim("gs://somewhere/run", IDENTITY).__enter__()
