@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.dqn_agent import q_learning_outside
 from experiments.dqn_learner import Practice, learn, rmsprop
+from jaxhist import UserError
 from jaxhist.algorithm import State
 from jaxhist.data import atari
 from jaxhist.models import dqn
@@ -49,6 +50,8 @@ class Atari:
 
 def build(config: Atari, run: Run) -> Experiment:
     # Data. The emulators make them.
+    if jax.process_count() > 1:
+        raise UserError("the games of the Atari are played in one process; run it without a job")
     practice = Practice(config.games, config.every, config.begin, config.explore, config.memory)
     practice.check(atari.HISTORY)
     actions = atari.actions(config.rom)

@@ -245,3 +245,9 @@ def test_memory_stays_flat(tmp_path):
     early = np.median([size for step, size in sizes.items() if 1000 <= step < 2000])
     late = np.median([size for step, size in sizes.items() if step >= 3000])
     assert late < 1.02 * early
+
+
+def test_the_games_want_one_process(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="the games of the Atari are played in one process"):
+        dqn.build(Atari(), Run())
