@@ -55,6 +55,7 @@ class Config:
     warmup: int = 50  # steps
     decay: int = 1000  # steps until the rate is a tenth; of labels, 0
     batch: int = 32  # windows
+    parts: int = 1  # of a batch, taken one after the other: less memory
     steps: int = 1000
     evaluate_every: int = 250
 
@@ -116,6 +117,10 @@ def language_model(config: Config, run: Run) -> LanguageModel:
 
 
 def build(config: Config, run: Run) -> Experiment:
+    if config.batch % config.parts or (config.parts > 1 and config.learn == "labels"):
+        raise UserError(
+            f"a batch of {config.batch} {config.learn} cannot be in {config.parts} parts"
+        )
     if config.learn == "labels":
         return gpt_tuning.experiment(config, run, build)
     if config.start or config.words or config.examples:
@@ -136,7 +141,7 @@ def build(config: Config, run: Run) -> Experiment:
 
     # Algorithm. Adam, as GPT-3 has it.
     optimizer = gpt_recipe.adam(config.rate, config.warmup, config.decay)
-    algorithm = descend(init_model, loss, optimizer)
+    algorithm = descend(init_model, loss, optimizer, config.parts)
 
     scores, answers = gpt_text.measuring(both, run), gpt_text.answering(both, run)
     asked = config.data == "letters"  # whose tasks are learned from the context

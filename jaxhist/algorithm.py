@@ -5,12 +5,15 @@ a target network or a memory writes its own pair; the trainer never sees the dif
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+
+from jaxhist.devices import BATCH, named
 
 Batch = Any  # a pytree of arrays whose first axis is the example
 Key = jax.Array
@@ -33,7 +36,9 @@ class Algorithm(NamedTuple):
     step: Callable[[State, Batch, Key], tuple[State, Metrics]]
 
 
-def descend(init_model: Callable, loss: Callable, optimizer: optax.GradientTransformation):
+def descend(
+    init_model: Callable, loss: Callable, optimizer: optax.GradientTransformation, parts: int = 1
+) -> Algorithm:
     """Descend the gradient of a loss.
 
     Args:
@@ -41,6 +46,8 @@ def descend(init_model: Callable, loss: Callable, optimizer: optax.GradientTrans
       loss: (params, extra, batch, key) -> (values, (extra, metrics)). `values` is one value per
         example (or token); what is descended is their mean, taken here and nowhere else.
       optimizer: of optax. `optax.MultiSteps(optimizer, k)` accumulates the gradients of k batches.
+      parts: of a batch that are taken one after the other, which needs less memory. All must have
+        as many values; each has noise of its own.
 
     Returns:
       The Algorithm. Its metrics are those of the loss and `loss`, the mean.
@@ -50,19 +57,42 @@ def descend(init_model: Callable, loss: Callable, optimizer: optax.GradientTrans
         params, extra = init_model(key)
         return State(jnp.zeros([], jnp.int32), params, optimizer.init(params), extra)
 
-    def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+    def slope(params: Any, extra: Any, batch: Batch, key: Key):
         def mean_loss(params):
-            values, (extra, metrics) = loss(params, state.extra, batch, key)
-            return jnp.mean(values), (extra, metrics)
+            values, (after, metrics) = loss(params, extra, batch, key)
+            return jnp.mean(values), (after, metrics)
 
-        (value, (extra, metrics)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(
-            state.params
-        )
+        (value, (after, metrics)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        return gradient, after, {"loss": value, **metrics}
+
+    def step(state: State, batch: Batch, key: Key) -> tuple[State, Metrics]:
+        of = slope if parts == 1 else partial(_in_parts, slope, parts)
+        gradient, extra, metrics = of(state.params, state.extra, batch, key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, opt_state, extra), {"loss": value, **metrics}
+        return State(state.step + 1, params, opt_state, extra), metrics
 
     return Algorithm(init, step)
+
+
+def _in_parts(slope: Callable, parts: int, params: Any, extra: Any, batch: Batch, key: Key):
+    """The mean slope of the parts of a batch. Of each device's examples some are in each part."""
+
+    def divided(x):
+        x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        return named(x, None, BATCH, *[None] * (x.ndim - 2))
+
+    def add(carry, part):
+        total, extra = carry
+        gradient, extra, metrics = slope(params, extra, *part)
+        return (jax.tree.map(jnp.add, total, gradient), extra), metrics
+
+    start = jax.tree.map(jnp.zeros_like, params), extra
+    each = jax.tree.map(divided, batch), jax.random.split(key, parts)
+    (total, extra), metrics = jax.lax.scan(add, start, each)
+    gradient = jax.tree.map(lambda x: x / parts, total)
+    whole = lambda name, x: x.sum() if name.startswith("count/") else x.mean(0)
+    return gradient, extra, {name: whole(name, x) for name, x in metrics.items()}
 
 
 DIVERGED = 1e3  # a loss above this, in `side_by_side`

@@ -38,7 +38,7 @@ class Options:
     """For which machine."""
 
     topology: str  # a chip and the shape of its slice, such as v5p:4x4x8, or h100:8
-    search: bool = False  # where it does not fit, try meshes and rematerialisation until one does
+    search: bool = False  # where it does not fit, try other meshes, --remat and --parts
     output: str = ""  # a JSON file that the figures are added to
 
 
@@ -143,12 +143,12 @@ def main(command: str, build: Build, config: Any, run: Run, options: Options):
     if not options.search:
         raise UserError(
             f"it needs {_size(plan.needed)} on each chip, which has {_size(plan.available)}; try "
-            "more chips, --run.mesh.fsdp, --remat where it is not on, a smaller --batch, or let "
-            "--search try"
+            "more chips, --run.mesh.fsdp, --remat or --parts where there are such, a smaller "
+            "--batch, or let --search try"
         )
     for other, on in candidates(build, config, run, where):
         plan = make(build, other, on, where)
-        chosen = " ".join([_options(on), *["--remat"] * (other != config)])
+        chosen = _options(on) + _changes(config, other)
         tell(f"tried {chosen}: {_size(plan.needed)}{', too much' if plan.refused else ''}")
         if not plan.refused:
             tell(_table(where, on, plan))
@@ -232,14 +232,11 @@ def _refused(plan: Plan, error: str) -> Plan:
 
 
 def candidates(build: Build, config: Any, run: Run, where: Slice) -> Iterator[tuple[Any, Run]]:
-    """What may fit, the faster first: products are split over few chips rather than many, and
-    layers are computed again only if nothing else helps. The state is split over as few chips as
-    leave half of their memory free, and then over all."""
-    configs = [config]
-    if getattr(config, "remat", True) is False:
-        configs.append(dataclasses.replace(config, remat=True))
+    """What may fit, the faster first. Layers are computed again only if nothing else helps, and
+    then a batch is taken in parts. Products are split over few chips rather than many. The state is
+    split over as few as leave half of their memory free, and then over all."""
     uncompiled = where._replace(devices=None)
-    for other, tensor in itertools.product(configs, (1, 2, 4, 8)):
+    for other, tensor in itertools.product(_with_less(config), (1, 2, 4, 8)):
         fitting = {}
         for fsdp in (2**i for i in range((where.count // tensor).bit_length())):
             on = dataclasses.replace(run, mesh=Axes(0, fsdp, tensor))
@@ -252,11 +249,30 @@ def candidates(build: Build, config: Any, run: Run, where: Slice) -> Iterator[tu
             yield other, on
 
 
+def _with_less(config: Any) -> list[Any]:
+    """The configuration, and others that need less memory on the way, where it has such fields."""
+    configs = [config]
+    if getattr(config, "remat", True) is False:
+        configs.append(dataclasses.replace(config, remat=True))
+    if getattr(config, "parts", 0) == 1:
+        configs += [dataclasses.replace(configs[-1], parts=parts) for parts in (4, 16)]
+    return configs
+
+
 def _bytes(layout: Any) -> int:
     """On each chip."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(layout)
+    )
+
+
+def _changes(config: Any, other: Any) -> str:
+    """As options: such as ` --remat --parts 4`."""
+    before, after = dataclasses.asdict(config), dataclasses.asdict(other)
+    changed = {name: value for name, value in after.items() if value != before[name]}
+    return "".join(
+        f" --{name}" + f" {value}" * (value is not True) for name, value in changed.items()
     )
 
 

@@ -10,15 +10,14 @@ rng = np.random.default_rng(0)
 X, Y = rng.normal(size=(8, 3)).astype("f4"), rng.normal(size=(8, 1)).astype("f4")
 
 
-def linear(optimizer):
-    def loss(params, extra, batch, key):
-        x, y = batch
-        return losses.mean_squared_error(x @ params, y), (
-            extra + 1,
-            {"noise": jax.random.normal(key)},
-        )
+def square(params, extra, batch, key):
+    x, y = batch
+    metrics = {"noise": jax.random.normal(key), "count/x": jnp.int32(len(x))}
+    return losses.mean_squared_error(x @ params, y), (extra + 1, metrics)
 
-    return descend(lambda key: (jnp.zeros((3, 1)), jnp.int32(0)), loss, optimizer)
+
+def linear(optimizer):
+    return descend(lambda key: (jnp.zeros((3, 1)), jnp.int32(0)), square, optimizer)
 
 
 def test_a_step_is_gradient_descent():
@@ -48,6 +47,19 @@ def test_accumulating_two_halves_is_one_whole_batch():
     assert not b.params.any()
     b, _ = halves.step(b, (X[4:], Y[4:]), jax.random.key(0))
     np.testing.assert_allclose(a.params, b.params, rtol=1e-6)
+
+
+def test_a_batch_in_two_parts_is_one_whole_batch():
+    whole = linear(optax.sgd(0.1))
+    halves = descend(lambda key: (jnp.zeros((3, 1)), jnp.int32(0)), square, optax.sgd(0.1), parts=2)
+    state = whole.init(jax.random.key(0))
+    a, one = whole.step(state, (X, Y), jax.random.key(0))
+    b, two = halves.step(state, (X, Y), jax.random.key(0))
+    np.testing.assert_allclose(a.params, b.params, rtol=1e-6)
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-6)
+    assert (a.extra, b.extra) == (1, 2)  # each part goes on from the one before
+    noise = [jax.random.normal(key) for key in jax.random.split(jax.random.key(0))]
+    assert np.isclose(two["noise"], np.mean(noise)) and one["count/x"] == two["count/x"] == 8
 
 
 def test_the_streams_of_keys_differ_and_depend_on_the_seed():

@@ -54,15 +54,21 @@ def test_a_state_that_is_too_large_alone():
 
 
 def test_what_is_tried():
-    """Over as few as leave half free, over all, products over 1, 2, 4; then computed again."""
+    """Over as few as leave half free, over all, products over 1, 2, 4; then computed again; then in
+    parts, of which the batch has only 32 rows."""
     needed = made().needed
     chip = H100._replace(memory=float(needed))
     where = Slice(chip, 8, None)
-    found = [(c.remat, on.mesh) for c, on in plan.candidates(gpt.build, TINY, Run(), where)]
+    found = [
+        (c.remat, c.parts, on.mesh) for c, on in plan.candidates(gpt.build, TINY, Run(), where)
+    ]
     # Four heads can be split over 4 devices, not over 8.
     meshes = [Axes(0, 4, 1), Axes(0, 8, 1), Axes(0, 2, 2), Axes(0, 4, 2), Axes(0, 1, 4)]
     meshes += [Axes(0, 2, 4)]
-    assert found == [(again, mesh) for again in (False, True) for mesh in meshes]
+    ways = (False, 1), (True, 1), (True, 4), (True, 16)
+    assert found == [(*way, mesh) for way in ways for mesh in meshes]
+    changes = {plan._changes(TINY, config) for config in plan._with_less(TINY)}
+    assert changes == {"", " --remat", " --remat --parts 4", " --remat --parts 16"}
 
 
 @pytest.mark.parametrize(
