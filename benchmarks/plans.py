@@ -28,7 +28,8 @@ def main(output: str = "results/plans.json"):
     for line in PLANS:
         print(f"\n$ python -m experiments.{line}", flush=True)
         command = [sys.executable, "-m", *f"experiments.{line} --output {output}".split()]
-        subprocess.run(command, check=False)
+        if subprocess.run(command).returncode != (line == PLANS[-1]):
+            sys.exit("that was not expected")
 
 
 if __name__ == "__main__":

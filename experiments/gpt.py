@@ -117,11 +117,9 @@ def language_model(config: Config, run: Run) -> LanguageModel:
 
 
 def build(config: Config, run: Run) -> Experiment:
-    if config.batch % config.parts or (config.parts > 1 and config.learn == "labels"):
-        raise UserError(
-            f"a batch of {config.batch} {config.learn} cannot be in {config.parts} parts"
-        )
     if config.learn == "labels":
+        if config.parts != 1:
+            raise UserError("labels are learned from whole batches; leave --parts away")
         return gpt_tuning.experiment(config, run, build)
     if config.start or config.words or config.examples:
         raise UserError("a start, words and examples are for labels: add --learn labels")
@@ -141,6 +139,8 @@ def build(config: Config, run: Run) -> Experiment:
 
     # Algorithm. Adam, as GPT-3 has it.
     optimizer = gpt_recipe.adam(config.rate, config.warmup, config.decay)
+    if config.parts != 1:
+        devices.check_divides(devices.mesh(run.devices, run.mesh), data.batch, config.parts)
     algorithm = descend(init_model, loss, optimizer, config.parts)
 
     scores, answers = gpt_text.measuring(both, run), gpt_text.answering(both, run)

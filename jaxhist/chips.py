@@ -19,7 +19,7 @@ class Chip(NamedTuple):
     memory: float  # bytes
     bandwidth: float  # of that memory, bytes/s
     links: float  # to other chips, all of them together, one way, bytes/s
-    clock: float = 0.0  # cycles/s, of a TPU: what its peak takes at 2 FLOPs a cycle of each cell
+    clock: float = 0.0  # cycles/s of a TPU, from its peak at 2 FLOPs for each cell and cycle
 
 
 CHIPS = {

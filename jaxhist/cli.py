@@ -16,6 +16,8 @@ import dataclasses
 import inspect
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -153,8 +155,8 @@ class _Script:
         if not plan.inside():
             return plan.outside()
         config, run, options = self._parse("plan", arguments, plan.Options)
-        arguments = [word for word in arguments if word not in ("--output", options.output)]
-        command = " ".join(["python -m", f"experiments.{self.name}", "plan", *arguments])
+        command = shlex.join(["python", "-m", f"experiments.{self.name}", "plan", *arguments])
+        command = re.sub(r" --(output[= ]\S+|search)", "", command)
         plan.main(command, self.build, config, run, options)
         return 0
 

@@ -202,14 +202,15 @@ def named(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def check_divides(mesh: Mesh, shapes: Any):
-    """Raise UserError if a batch of these shapes cannot be split evenly."""
-    parts = math.prod(mesh.shape[name] for name in BATCH)
+def check_divides(mesh: Mesh | AbstractMesh, shapes: Any, parts: int = 1):
+    """Raise UserError if a batch of these shapes, or each of its parts, cannot be split evenly."""
+    over = math.prod(mesh.shape[name] for name in BATCH)
     for leaf in jax.tree.leaves(shapes):
-        if leaf.shape[0] < 1 or leaf.shape[0] % parts:
+        if parts < 1 or leaf.shape[0] < 1 or leaf.shape[0] % (parts * over):
+            among = f"{over} devices" if parts == 1 else f"{over} devices in {parts} parts"
             raise UserError(
-                f"a batch of {leaf.shape[0]} cannot be split over {parts} devices; choose a "
-                f"multiple of {parts}, or fewer devices with --run.devices"
+                f"a batch of {leaf.shape[0]} cannot be split over {among}; choose a "
+                f"multiple of {max(parts, 1) * over}, or fewer devices with --run.devices"
             )
 
 

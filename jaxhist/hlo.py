@@ -7,21 +7,19 @@ of cycles beside each kernel.
 
 import math
 import re
-from collections import defaultdict
 from functools import cache
 from typing import NamedTuple
 
-BYTES = {"pred": 1, "bf16": 2, "c64": 8, "c128": 16}  # others end with their number of bits
-SENT = {  # bytes that one of n devices sends, for b bytes of output
+# Bytes that one of n devices sends in a ring, for b bytes of output.
+SENT = {
     "all-reduce": lambda b, n: 2 * b * (n - 1) / n,
     "all-gather": lambda b, n: b * (n - 1) / n,
     "reduce-scatter": lambda b, n: b * (n - 1),
     "all-to-all": lambda b, n: b * (n - 1) / n,
     "collective-permute": lambda b, n: b,
 }
-# These only give names to what is in memory already, or run what is counted by itself.
+# These only name what is in memory already.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota"}
-NESTED = {"while", "conditional", "call"}
 
 
 class Totals(NamedTuple):
@@ -33,6 +31,11 @@ class Totals(NamedTuple):
 
     def plus(self, other: "Totals", times: int = 1) -> "Totals":
         return Totals(*(a + times * b for a, b in zip(self, other, strict=True)))
+
+
+class _Part(NamedTuple):
+    size: int  # bytes
+    in_place: bool  # whether it is written
 
 
 class Instruction(NamedTuple):
@@ -49,86 +52,121 @@ class Instruction(NamedTuple):
 
 
 def totals(text: str, devices: int) -> Totals:
-    """Of a program for so many devices, as `compiled.as_text()` gives it."""
+    """Of a program for so many devices, as `compiled.as_text()` gives it.
+
+    A loop whose end is not a constant counts once.
+    """
     computations, entry = _parse(text)
 
     @cache
     def of(name: str) -> Totals:
-        body = computations[name]
-        shapes = {each.name: each.shape for each in body}
-        total, channels = Totals(), dict(_collectives(name))
-        for each in body:
+        shapes = {each.name: each.shape for each in computations[name]}
+        total = Totals(sent=sum(dict(_collectives(name)).values()))
+        for each in computations[name]:
             cycles = re.search(r'"estimated_cycles":"(\d+)"', each.rest)
             total = total.plus(Totals(cycles=int(cycles[1]) if cycles else 0))
             if each.opcode == "while":
                 total = total.plus(of(each.called("body")), _trips(each.called("condition")))
             elif each.opcode == "conditional":
-                names = re.findall(r"%([\w.-]+)", _braced(each.rest, "branch_computations"))
-                names = names or [each.called("true_computation"), each.called("false_computation")]
-                total = total.plus(max(map(of, names)))
+                names = re.search(r"branch_computations=\{(.*?)\}", each.rest)
+                branches = re.findall(r"%([\w.-]+)", names[1] if names else "")
+                branches = branches or [
+                    each.called(f"{way}_computation") for way in ("true", "false")
+                ]
+                total = total.plus(max(map(of, branches)))
             elif each.opcode == "call":
                 total = total.plus(of(each.called("to_apply")))
-            elif each.opcode not in FREE and not each.opcode.endswith("-done"):
+            else:
                 total = total.plus(Totals(moved=_moved(each, shapes)))
-        return total.plus(Totals(sent=sum(channels.values())))
+        return total
 
     def _collectives(name: str):
         """(channel, bytes sent) of a computation and its fusions. One that is spread over several
         fusions, to run beside other work, stands in each of them, with the same channel."""
         for each in computations[name]:
-            kind = each.opcode.removesuffix("-start")
+            kind, sizes = each.opcode.removesuffix("-start"), _sizes(each.shape, everywhere=True)
+            inside = each.called("calls")
             if kind in SENT:
-                channel = re.search(r"channel_id=(\d+)", each.rest)
-                sizes = _sizes(each.shape, everywhere=True)
-                size = sum(sizes) if kind == "all-reduce" else max(sizes, default=0)
-                sent = SENT[kind](size, max(_group(each.rest, devices), 1))
-                yield (channel[1] if channel else each.name), sent
+                # What is started has the operand beside the result.
+                size = max(sizes) if each.opcode != kind and kind != "all-reduce" else sum(sizes)
+                yield _channel(each), SENT[kind](size, _group(each.rest, devices))
+            elif each.opcode == "fusion" and inside.startswith("all-reduce-scatter"):
+                (whole,) = [i for i in computations[inside] if i.opcode == "all-reduce"]
+                yield (
+                    _channel(whole),
+                    SENT["reduce-scatter"](sum(sizes), _group(whole.rest, devices)),
+                )
             elif each.opcode in ("fusion", "async-start"):
-                yield from _collectives(each.called("calls"))
+                yield from _collectives(inside)
 
-    def _trips(name: str) -> int:
-        """A loop counts from 0 to the constant in its condition."""
-        body = list(computations[name])
-        body += [
-            i
-            for each in body
-            if each.opcode == "fusion"
-            for i in computations[each.called("calls")]
+    def _trips(condition: str) -> int:
+        """A loop counts from 0 to the constant that its counter is compared with."""
+        body = computations[condition]
+        body = body + [i for each in body for i in computations.get(each.called("calls"), [])]
+        constants = {i.name: i.operands[0] for i in body if i.opcode == "constant"}
+        ends = [
+            constants[o]
+            for i in body
+            if i.opcode == "compare"
+            for o in i.operands
+            if o in constants
         ]
-        numbers = [
-            int(n) for i in body if i.opcode == "constant" for n in i.operands if n.isdigit()
-        ]
-        return max(numbers, default=1)
+        if not ends:  # the comparison is a fusion, which gets the constant from outside
+            ends = [n for n in constants.values() if n.isdigit()]
+        return int(ends[0]) if len(ends) == 1 and ends[0].isdigit() else 1
 
     def _moved(each: Instruction, shapes: dict[str, str]) -> float:
+        """Bytes between the main memory and the chip."""
+        on_the_way = 'custom_call_target="AllocateBuffer"' in each.rest
+        if each.opcode in FREE or each.opcode.endswith("-done") or on_the_way:
+            return 0
+        read = lambda place: sum(_sizes(shapes.get(each.operands[place], "")))
+        written, all_of_it = sum(_sizes(each.shape)), _sizes(each.shape, everywhere=True)
         if each.opcode == "dynamic-update-slice":  # in place
-            return 2 * sum(_sizes(shapes[each.operands[1]]))
+            update = sum(_sizes(shapes[each.operands[1]], everywhere=True))
+            return read(1) + (update if written else 0)
         if each.opcode in ("slice", "dynamic-slice"):
-            return sum(_sizes(each.shape, everywhere=True)) + sum(_sizes(each.shape))
+            return (sum(all_of_it) if read(0) else 0) + written
         if each.opcode == "slice-start":  # ((source), slice, context)
-            return _sizes(each.shape, everywhere=True)[-2]
-        if each.opcode.endswith("-start"):  # its shape has what is read beside what is written
-            return sum(_sizes(each.shape))
-        inside = computations[each.called("calls")] if each.opcode == "fusion" else ()
-        users = defaultdict(list)
-        for i in inside:
+            return all_of_it[-2]
+        if each.opcode.endswith("-start"):  # its shape has the operand beside the result
+            return written
+        places = _parameters(each.called("calls")) if each.opcode == "fusion" else {}
+        for place in range(len(each.operands)):
+            whole = read(place)
+            part = _used(each.called("calls"), places[place]) if whole and places else None
+            if part and part.in_place:
+                written -= whole  # the result is that same array
+            written += min(part.size, whole) if part else whole
+        return written
+
+    def _parameters(computation: str) -> dict[int, str]:
+        body = computations[computation]
+        return {int(i.operands[0]): i.name for i in body if i.opcode == "parameter"}
+
+    @cache
+    def _used(computation: str, name: str) -> _Part | None:
+        """Which part of an array a fusion reads or writes, if not all of it."""
+        shapes = {i.name: i.shape for i in computations[computation]}
+        size, in_place = 0, False
+        for i in computations[computation]:
             for place, operand in enumerate(i.operands):
-                users[operand].append((place, i))
-        within = {i.name: i.shape for i in inside}
-        parameters = {int(i.operands[0]): i.name for i in inside if i.opcode == "parameter"}
-        total, outputs = 0.0, _sizes(each.shape)
-        for place, operand in enumerate(each.operands):
-            sizes, used = _sizes(shapes.get(operand, "")), users[parameters.get(place, "")]
-            kinds = {(i.opcode, where) for where, i in used}
-            if kinds == {("dynamic-slice", 0)}:  # only that much of it is read
-                sizes = [sum(_sizes(i.shape, everywhere=True)) for _, i in used]
-            elif kinds == {("dynamic-update-slice", 0)}:  # only that much of it is written
-                for size in sizes:
-                    if size in outputs:
-                        outputs.remove(size)
-                sizes = [sum(_sizes(within[i.operands[1]], everywhere=True)) for _, i in used]
-            total += sum(sizes)
-        return total + sum(outputs)
+                if operand != name:
+                    continue
+                if i.opcode == "dynamic-slice" and place == 0:
+                    inner = _Part(sum(_sizes(i.shape, everywhere=True)), False)
+                elif i.opcode == "dynamic-update-slice" and place == 0:
+                    inner = _Part(sum(_sizes(shapes[i.operands[1]], everywhere=True)), True)
+                elif i.opcode == "fusion":
+                    inner = _used(i.called("calls"), _parameters(i.called("calls"))[place])
+                elif i.opcode == "bitcast":
+                    inner = _used(computation, i.name)
+                else:
+                    inner = None
+                if inner is None:
+                    return None
+                size, in_place = size + inner.size, in_place or inner.in_place
+        return _Part(size, in_place)
 
     return of(entry)
 
@@ -161,8 +199,14 @@ def _sizes(shape: str, everywhere: bool = False) -> list[int]:
 
 
 def _bytes(dtype: str) -> int:
+    """The names of all types but truth values have their bits."""
     bits = re.match(r"[a-z]+(\d+)", dtype)
-    return BYTES.get(dtype) or (max(int(bits[1]) // 8, 1) if bits else 0)
+    return max(int(bits[1]) // 8, 1) if bits else int(dtype == "pred")
+
+
+def _channel(each: Instruction) -> str:
+    found = re.search(r"channel_id=(\d+)", each.rest)
+    return found[1] if found else each.name
 
 
 def _group(rest: str, devices: int) -> int:
@@ -176,8 +220,3 @@ def _group(rest: str, devices: int) -> int:
     if found := re.match(r"\{\{([\d,]+)\}", groups):
         return len(found[1].split(","))
     return devices
-
-
-def _braced(rest: str, attribute: str) -> str:
-    found = re.search(rf"\b{attribute}=\{{(.*?)\}}", rest)
-    return found[1] if found else ""

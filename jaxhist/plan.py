@@ -50,10 +50,9 @@ class Plan:
     memory: dict[str, int]  # bytes for each purpose, as in `MEMORY`
     available: float  # bytes
     flops: int  # of products of matrices and convolutions, on all chips together
-    seconds: dict[str, float]  # for each cause, if it were the only one, as in `CAUSES`
-    kernels: float | None = None  # seconds of all kernels, as the compiler estimates
+    seconds: dict[str, float]  # for each limit, taken alone, as in `LIMITS`
     sent: float | None = None  # bytes to other chips
-    compiling: float | None = None  # seconds that took
+    compiling: float | None = None  # seconds to compile
     refused: str = ""  # why it does not fit
 
     @property
@@ -63,7 +62,7 @@ class Plan:
     @property
     def step(self) -> float:
         """Seconds, if all that a chip can do at once overlaps: the longest of them."""
-        return max(*self.seconds.values(), self.kernels or 0)
+        return max(self.seconds.values())
 
     @property
     def days(self) -> float:
@@ -76,13 +75,14 @@ MEMORY = {
     "extra": "what else a checkpoint holds",
     "batch": "a batch",
     "padding": "padding of these",
-    "temporaries": "activations, gradients, and all else on the way",
+    "temporaries": "activations, gradients and other temporaries",
     "program": "the program",
 }
-CAUSES = {
+LIMITS = {
     "products": "products of matrices and convolutions, at the chip's peak",
     "memory": "what is read from memory and written, at its rate",
     "links": "what is sent to other chips, at the rate of the links",
+    "kernels": "all kernels but what is sent, as the compiler estimates",
 }
 
 
@@ -136,25 +136,34 @@ def main(command: str, build: Build, config: Any, run: Run, options: Options):
     where = named(options.topology)
     plan = make(build, config, run, where)
     tell(_table(where, run, plan))
+    found = {command: plan}
+    if plan.refused and options.search:
+        tried = search(build, config, run, where)
+        found |= {f"{command} {more}": plan for more, plan in tried}
     if options.output:
-        _write(Path(options.output), command, where, plan)
-    if not plan.refused:
-        return
-    if not options.search:
+        _write(Path(options.output), where, found)
+    if all(plan.refused for plan in found.values()):
         raise UserError(
             f"it needs {_size(plan.needed)} on each chip, which has {_size(plan.available)}; try "
-            "more chips, --run.mesh.fsdp, --remat or --parts where there are such, a smaller "
-            "--batch, or let --search try"
+            "more chips, --run.mesh.fsdp, --remat or --parts if this experiment has them, a "
+            "smaller --batch, or --search"
         )
+
+
+def search(build: Build, config: Any, run: Run, where: Slice) -> Iterator[tuple[str, Plan]]:
+    """Try what `candidates` proposes until something fits; yields options and their plan."""
     for other, on in candidates(build, config, run, where):
-        plan = make(build, other, on, where)
-        chosen = _options(on) + _changes(config, other)
-        tell(f"tried {chosen}: {_size(plan.needed)}{', too much' if plan.refused else ''}")
+        more = " ".join([*_options(on), *_changes(config, other)])
+        try:
+            plan = make(build, other, on, where)
+        except UserError as error:
+            tell(f"tried {more}: {error}")
+            continue
+        tell(f"tried {more}: {_size(plan.needed)}{', too much' if plan.refused else ''}")
+        yield more, plan
         if not plan.refused:
             tell(_table(where, on, plan))
-            tell(f"To have that, add {chosen}")
             return
-    raise UserError("nothing that was tried fits; try more chips or a smaller --batch")
 
 
 def make(build: Build, config: Any, run: Run, where: Slice) -> Plan:
@@ -163,6 +172,8 @@ def make(build: Build, config: Any, run: Run, where: Slice) -> Plan:
     Raises:
       UserError: the configuration does not go with the mesh, or the compiler fails.
     """
+    if run.devices:
+        raise UserError("--topology says how many chips there are; leave --run.devices away")
     key = keys(0)
     within = jax.set_mesh if where.devices else jax.sharding.use_abstract_mesh
     with devices.elsewhere(where.mesh_of):
@@ -202,12 +213,15 @@ def _compiled(program: jax.stages.Traced, plan: Plan, where: Slice) -> Plan:
         "temporaries": has.temp_size_in_bytes + has.output_size_in_bytes - has.alias_size_in_bytes,
         "program": has.generated_code_size_in_bytes,
     }
-    causes = {"memory": does.moved / where.chip.bandwidth, "links": does.sent / where.chip.links}
+    limits = {
+        "memory": does.moved / where.chip.bandwidth,
+        "links": does.sent / where.chip.links,
+        "kernels": does.cycles / where.chip.clock,
+    }
     return dataclasses.replace(
         plan,
         memory=plan.memory | more,
-        seconds=plan.seconds | causes,
-        kernels=does.cycles / where.chip.clock,
+        seconds=plan.seconds | limits,
         sent=does.sent,
         compiling=seconds,
     )
@@ -234,19 +248,22 @@ def _refused(plan: Plan, error: str) -> Plan:
 def candidates(build: Build, config: Any, run: Run, where: Slice) -> Iterator[tuple[Any, Run]]:
     """What may fit, the faster first. Layers are computed again only if nothing else helps, and
     then a batch is taken in parts. Products are split over few chips rather than many. The state is
-    split over as few as leave half of their memory free, and then over all."""
+    split over as few as leave half of their memory free, and then over as many as can be."""
     uncompiled = where._replace(devices=None)
     for other, tensor in itertools.product(_with_less(config), (1, 2, 4, 8)):
         fitting = {}
-        for fsdp in (2**i for i in range((where.count // tensor).bit_length())):
+        for fsdp in (n for n in range(1, where.count + 1) if where.count % (n * tensor) == 0):
             on = dataclasses.replace(run, mesh=Axes(0, fsdp, tensor))
             try:
-                fitting[on] = make(build, other, on, uncompiled).needed
-            except UserError:  # the model, the batch or the machine cannot be split so
+                plan = make(build, other, on, uncompiled)
+            except UserError:  # the model or the batch cannot be split so
                 continue
+            if not plan.refused:
+                fitting[on] = plan.needed
         half = [on for on, needed in fitting.items() if needed < where.chip.memory / 2]
-        for on in dict.fromkeys(half[:1] + half[-1:]):
-            yield other, on
+        for on in dict.fromkeys(half[:1] + list(fitting)[-1:]):
+            if (other, on.mesh) != (config, run.mesh):
+                yield other, on
 
 
 def _with_less(config: Any) -> list[Any]:
@@ -267,44 +284,40 @@ def _bytes(layout: Any) -> int:
     )
 
 
-def _changes(config: Any, other: Any) -> str:
-    """As options: such as ` --remat --parts 4`."""
+def _changes(config: Any, other: Any) -> list[str]:
+    """As options, such as `--remat` and `--parts 4`."""
     before, after = dataclasses.asdict(config), dataclasses.asdict(other)
     changed = {name: value for name, value in after.items() if value != before[name]}
-    return "".join(
-        f" --{name}" + f" {value}" * (value is not True) for name, value in changed.items()
-    )
+    return [
+        f"--{name}" if value is True else f"--{name} {value}" for name, value in changed.items()
+    ]
 
 
-def _options(run: Run) -> str:
-    return " ".join(
-        f"--run.mesh.{axis} {size}"
-        for axis, size in dataclasses.asdict(run.mesh).items()
-        if size != getattr(devices.WHOLE, axis)
-    )
+def _options(run: Run) -> list[str]:
+    sizes = dataclasses.asdict(run.mesh).items()
+    return [f"--run.mesh.{axis} {n}" for axis, n in sizes if n != getattr(devices.WHOLE, axis)]
 
 
 def _table(where: Slice, run: Run, plan: Plan) -> str:
-    lines = [f"{where.count:,} x {where.chip.kind}  {_options(run)}".rstrip()]
+    lines = [" ".join([f"{where.count:,} x {where.chip.kind} ", *_options(run)]).rstrip()]
     row = lambda name, figure, says: lines.append(f"{name:10}{figure:>14}  {says}")
     for name, size in plan.memory.items():
         if size:
             row("memory", _size(size), MEMORY[name])
     verdict = f"it does not fit: {plan.refused}" if plan.refused else "it fits"
-    if not plan.refused and plan.kernels is None:
-        verdict = "activations are not among it, for nothing was compiled"
+    if not plan.refused and plan.compiling is None:
+        compiler = "; for TPUs, pip install 'jaxhist[tpu]'" if where.chip.clock else ""
+        verdict = f"nothing was compiled, so activations are not among it{compiler}"
     row("memory", _size(plan.needed), f"of {_size(plan.available)} a chip: {verdict}")
     row("FLOPs", f"{plan.flops:.3g}", "of products in a step, of all chips together")
     if plan.refused:
         return "\n".join(lines)
-    for cause, seconds in plan.seconds.items():
-        row("seconds", f"{seconds:.3g}", CAUSES[cause])
-    if plan.kernels is not None:
-        row("seconds", f"{plan.kernels:.3g}", "all kernels, as the compiler estimates")
-        row("sent", _size(plan.sent), "to other chips by each, in a step")
-    bound = max(plan.seconds, key=plan.seconds.get)
-    row("seconds", f"{plan.step:.3g}", f"a step, if all of these overlap; bound by {bound}")
+    for limit, seconds in plan.seconds.items():
+        row("seconds", f"{seconds:.3g}", LIMITS[limit])
+    row("seconds", f"{plan.step:.3g}", "a step, if all of these overlap: the longest")
     row("days", f"{plan.days:.3g}", f"for {plan.steps:,} such steps")
+    if plan.sent is not None:
+        row("sent", _size(plan.sent), "to other chips by each, in a step")
     return "\n".join(lines)
 
 
@@ -312,17 +325,24 @@ def _size(count: float) -> str:
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:,.1f} MiB"
 
 
-def _write(path: Path, command: str, where: Slice, plan: Plan):
-    with failing_in_one_line(path.parent):
+def _write(path: Path, where: Slice, found: dict[str, Plan]):
+    """Add plans to a file, under the commands that make them."""
+    packages = ["jax", "libtpu"] if where.devices else ["jax"]
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    try:
         plans = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not a file of plans ({error}); choose another") from error
+    for command, plan in found.items():
         plans[command] = {
             "chips": where.count,
             "kind": where.chip.kind,
-            "fits": not plan.refused,
+            "fits": None if plan.compiling is None and not plan.refused else not plan.refused,
             "needed": plan.needed,
             "step": plan.step,
             "days": plan.days,
             **dataclasses.asdict(plan),
-            "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+            "versions": versions,
         }
+    with failing_in_one_line(path.parent):
         write_durably(path, json.dumps(plans, indent=1) + "\n")

@@ -103,30 +103,38 @@ def test_a_job_of_slurm_is_queued_again_until_it_is_done(tmp_path, stand_ins):
 
 GCLOUD = """\
 #!/usr/bin/env bash
-# STATES and CODES have a line for each time that one asks.
+# The files that STATES, COPIES and CODES name have a line for each time that one asks.
 echo "$4 ${*: -1}" >> "$RECORD"
 next() { head -n 1 "$1"; sed -i 1d "$1"; }
 case "$4 $*" in
     describe*) next "$STATES" ;;
+    scp*) exit "$(next "$COPIES")" ;;
     *"cat ~/code"*) next "$CODES" ;;
 esac
 """
 
 
 @pytest.mark.parametrize(
-    ("states", "codes", "result", "slices", "trainings"),
+    ("states", "copies", "codes", "result", "trainings"),
     [
         # There is none; it trains to the end.
-        (["", "READY"], ["0"], 0, 1, 1),
+        (["", "READY"], [0], [0], 0, 1),
         # It is taken away while it trains, then one is stopped and saved, then all is done.
-        (["", "PREEMPTED", "PREEMPTED", "READY", "READY", "READY"], ["", "75", "0"], 0, 2, 3),
+        (["", "PREEMPTED", "READY", "READY"], [0, 0], ["", 75, 0], 0, 3),
+        # It is taken away just when it has been made.
+        (["", "READY", "READY"], [1, 0], [0], 0, 1),
+        # The connection is lost for a moment.
+        (["", "READY", "READY"], [0], ["", 0], 0, 2),
         # Training ends with an error.
-        (["READY", "READY"], ["1"], 1, 0, 1),
+        (["", "READY"], [0], [1], 1, 1),
     ],
 )
 def test_a_slice_is_rented_until_training_is_done(
-    tmp_path, stand_ins, states, codes, result, slices, trainings
+    tmp_path, stand_ins, states, copies, codes, result, trainings
 ):
+    answers = {"STATES": states, "COPIES": copies, "CODES": codes}
+    for name, lines in answers.items():
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
     environment = stand_ins(gcloud=GCLOUD) | {
         "NAME": "slice",
         "ZONE": "here",
@@ -134,11 +142,9 @@ def test_a_slice_is_rented_until_training_is_done(
         "VERSION": "v2",
         "SETUP": "true",
         "TFDS_DATA_DIR": "/data",
-        "STATES": str(tmp_path / "states"),
-        "CODES": str(tmp_path / "codes"),
+        "WAIT": "0",
+        **{name: str(tmp_path / name) for name in answers},
     }
-    (tmp_path / "states").write_text("\n".join([*states, ""]))
-    (tmp_path / "codes").write_text("\n".join([*codes, ""]))
     process = subprocess.run(
         ["bash", CLOUD / "tpu-vm.sh", "gpt", "train", "gpt2", "--data", "a b"],
         env=environment,
@@ -149,7 +155,8 @@ def test_a_slice_is_rented_until_training_is_done(
     )
     assert process.returncode == result, process.stderr
     asked = (tmp_path / "record").read_text().splitlines()
-    assert sum(line.startswith("create") for line in asked) == slices
+    assert sum(line.startswith("create") for line in asked) == len(copies)
+    assert not any((tmp_path / name).read_text() for name in answers)
     training = [line for line in asked if "experiments.gpt" in line]
     assert len(training) == trainings
     assert "experiments.gpt 'train' 'gpt2' '--data' 'a b' --run.distributed" in training[0]

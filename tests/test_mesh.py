@@ -35,7 +35,7 @@ CONFIGS = {
         **BRIEF,
     ),
     gpt: dataclasses.replace(
-        gpt.PRESETS["small"], data="letters", vocabulary=264, **LANGUAGE, **BRIEF
+        gpt.PRESETS["small"], data="letters", vocabulary=264, parts=2, **LANGUAGE, **BRIEF
     ),
     bert: dataclasses.replace(
         bert.PRESETS["small"], vocabulary=300, **(LANGUAGE | {"layers": 1}), **BRIEF

@@ -20,6 +20,12 @@ python=${PYTHON:-.venv/bin/python}
 experiment=$1
 shift
 
+# A process would take one GPU only, unless it is told that all of its node are its own.
+if [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then
+    JAX_LOCAL_DEVICE_IDS=$(seq --separator=, 0 $((SLURM_GPUS_ON_NODE - 1)))
+    export JAX_LOCAL_DEVICE_IDS
+fi
+
 # Five minutes before the time is over, or when the job is preempted, SLURM sends SIGTERM to each
 # process. They save at the same step and leave with 75: the job is to be started again.
 srun --kill-on-bad-exit=0 "$python" -m "experiments.$experiment" "$@" --run.distributed

@@ -29,7 +29,8 @@ create() {
     tpu create --accelerator-type="$TYPE" --version="$VERSION" --spot &&
         git archive --prefix=jaxhist/ --output=/tmp/jaxhist.tar HEAD &&
         gcloud compute tpus tpu-vm scp /tmp/jaxhist.tar "$NAME:" --zone="$ZONE" --worker=all &&
-        everywhere "$SETUP && tar xf jaxhist.tar && make -C jaxhist install ACCELERATOR=tpu PYTHON=python3.11"
+        everywhere "$SETUP && tar xf jaxhist.tar &&
+            make -C jaxhist install ACCELERATOR=tpu PYTHON=python3.11"
 }
 
 ready() { [ "$(tpu describe --format='value(state)' 2>/dev/null)" = READY ]; }
@@ -37,20 +38,26 @@ ready() { [ "$(tpu describe --format='value(state)' 2>/dev/null)" = READY ]; }
 delete() { tpu delete --quiet 2>/dev/null; }
 
 trap delete EXIT
-command="cd jaxhist; TFDS_DATA_DIR=$TFDS_DATA_DIR .venv/bin/python -m experiments.$experiment"
-command+="${*:+ ${*@Q}} --run.distributed"
+command="rm -f ~/code; cd jaxhist; TFDS_DATA_DIR=$TFDS_DATA_DIR"
+command+=" .venv/bin/python -m experiments.$experiment${*:+ ${*@Q}} --run.distributed"
+prepared=
 while true; do
-    if ! ready; then
+    if ! ready || [ -z "$prepared" ]; then
         delete
-        create || {
-            sleep "${WAIT:-60}" # no such slice is free
+        prepared=
+        if ! create; then # none is free, or it was taken away again
+            sleep "${WAIT:-60}"
             continue
-        }
+        fi
+        prepared=yes
     fi
-    # gcloud does not pass on every exit code, so it is kept in a file.
+    # gcloud does not pass on every exit code, so it is kept in a file. None: the connection was
+    # lost, with the slice or without it.
     everywhere "$command; echo \$? > ~/code"
     code=$(tpu ssh --worker=0 --command='cat ~/code' 2>/dev/null | tail -n 1)
-    if ready && [ "$code" != 75 ]; then
-        exit "${code:-1}"
-    fi
+    case "$code" in
+        75) ;;
+        '') sleep "${WAIT:-60}" ;;
+        *) if ready; then exit "$code"; fi ;;
+    esac
 done

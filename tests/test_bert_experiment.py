@@ -1,0 +1,226 @@
+"""BERT is trained, then asked, then trained with labels."""
+
+import dataclasses
+import functools
+import re
+from pydoc_data.topics import topics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import needs
+
+from experiments import bert as experiment
+from experiments import bert_tuning, bert_words
+from jaxhist import UserError, checkpoint, cli, devices, packed
+from jaxhist.algorithm import keys
+from jaxhist.data import documents, masked, wordpiece
+from jaxhist.models.bert import PreTraining, Size
+from jaxhist.train import Run, train
+
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
+SPECIAL = wordpiece.Special(0, 1, 2, 3, 4)
+
+
+TINY = dataclasses.replace(
+    experiment.PRESETS["small"],
+    vocabulary=300,
+    layers=1,
+    width=8,
+    length=32,
+    batch=8,
+    steps=2,
+    evaluate_every=2,
+    warmup=0,
+)
+TUNED = dataclasses.replace(TINY, learn="labels", data="sst_binary", start="words-seed{seed}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_documents():
+    with pytest.MonkeyPatch.context() as patch:
+        texts = [text[:1500] for text in list(topics.values())[:8]]
+        patch.setattr(documents, "python", lambda split: texts)
+        patch.setattr(masked, "TESTED", 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A directory with a run of two steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = Run(workdir=str(folder / "words-seed0"), devices=1)
+    identity = {"experiment": "bert", "config": dataclasses.asdict(TINY)}
+    train(experiment.build(TINY, run), run, identity)
+    return folder
+
+
+def batch_of(step, seed=0, **changes):
+    run = Run(devices=1, seed=seed)
+    data = experiment.build(dataclasses.replace(TINY, **changes), run).data
+    return jax.device_get(data(step, None))
+
+
+def test_a_batch_depends_on_the_seed_and_the_step_alone():
+    run = Run(devices=1)
+    data = experiment.build(TINY, run).data
+    batches = [jax.device_get(data(step, None)) for step in (0, 1, 500)]
+    jax.tree.map(np.testing.assert_array_equal, batches[2], batch_of(500))
+    same = lambda a, b: np.array_equal(a["tokens"], b["tokens"])
+    assert not same(batches[0], batches[1]) and not same(batches[0], batch_of(0, seed=1))
+
+
+def test_left_to_right_nothing_is_hidden():
+    batch = batch_of(0, left_to_right=True)
+    assert (batch["tokens"] != SPECIAL.mask).all()
+    np.testing.assert_array_equal(batch["label"], batch["tokens"][:, 1:])
+    np.testing.assert_array_equal(batch["position"][0], np.arange(31))
+
+
+def test_without_pairs_every_segment_follows():
+    assert (batch_of(0, pairs=False)["follows"] == 1).all()
+    assert 0 < np.mean([batch_of(0)["follows"], batch_of(1)["follows"]]) < 1
+
+
+@pytest.mark.parametrize("left_to_right", [False, True])
+def test_of_what_is_held_out_one_word_is_hidden_alone(left_to_right):
+    make = lambda: wordpiece.trained(documents.python("train"), 300, cased=False)
+    corpus = masked.corpus(
+        documents.python, make, 300, 8, 32, True, left_to_right, 0, devices.mesh(1)
+    )
+    first, second = corpus.held_out("validation")
+    assert {name: array.shape for name, array in first.items() if name != "alone"} == {
+        name: array.shape for name, array in corpus.batch.items()
+    }
+    for batch in (first["alone"], second["alone"]):
+        rows, places = np.nonzero(batch["tokens"] == SPECIAL.mask)
+        np.testing.assert_array_equal(rows, np.arange(8))
+        np.testing.assert_array_equal(places, batch["position"][:, 0] + left_to_right)
+        assert (batch["label"] > SPECIAL.mask).any() and (batch["label"] != packed.PAD).all()
+
+
+def test_the_rate_rises_then_falls_to_nothing():
+    rate = bert_tuning.warmed(1e-4, 10_000, 1_000_000)
+    np.testing.assert_allclose(rate(jnp.array([0, 5000, 500_000, 10**6])), [0, 5e-5, 5e-5, 0])
+    assert bert_tuning.warmed(1.0, 0, 4)(jnp.array(0)) == 1
+
+
+def test_decay_is_for_matrices_alone():
+    tokens = [jnp.zeros((1, 8), jnp.int32)] * 3
+    model = PreTraining(40, Size(2, 8, 2))
+    init = functools.partial(model.init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), *tokens)["params"]
+    mask = jax.tree.leaves_with_path(bert_tuning.matrices(params))
+    decayed = {jax.tree_util.keystr(path[-1:]) for path, chosen in mask if chosen}
+    others = {jax.tree_util.keystr(path[-1:]) for path, chosen in mask if not chosen}
+    assert decayed == {"['kernel']", "['embedding']"} and others == {"['bias']", "['scale']"}
+
+
+@pytest.mark.parametrize("corrected, first", [(False, 0.1 / 0.001**0.5), (True, 1.0)])
+def test_the_first_step_without_and_with_correction(corrected, first):
+    """In the direction of -sign of the gradient, and 0.01 of the weight."""
+    config = dataclasses.replace(TINY, corrected=corrected, rate=0.5, warmup=0, steps=10**6)
+    optimizer = bert_tuning.optimizer(config)
+    params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, 3.0)}
+    gradient = {"kernel": jnp.full((2, 2), 0.3), "bias": jnp.full(2, -0.3)}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.5 * (first + 0.03), rtol=1e-3)
+    np.testing.assert_allclose(updates["bias"], 0.5 * first, rtol=1e-3)
+
+
+@needs("sst_binary")
+def test_labels_are_learned_from_what_was_learned_before(pretrained):
+    run = Run(workdir=str(pretrained / "tuned"), devices=1)
+    build = lambda **changes: experiment.build(dataclasses.replace(TUNED, **changes), run)
+    init = lambda tuned: jax.jit(tuned.init)(keys(0).init)
+    tuned, before = build(examples=100), experiment.build(TINY, Run(devices=1))
+    found = checkpoint.tested(pretrained / "words-seed0", before.init).params
+    state, scratch = init(tuned), init(build(start="", words="words-seed{seed}"))
+    same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+    for part in ("encoder", "pooler"):
+        assert same(state.params[part], found[part])
+        assert not same(scratch.params[part], found[part])
+    assert same(scratch.params["output"], state.params["output"])
+    batch = tuned.data(0, state)
+    assert batch["tokens"].shape == (8, 32) and (batch["tokens"][:, 0] == SPECIAL.begin).all()
+    names = [(pretrained / run / "vocabulary.json").read_text() for run in ("words-seed0", "tuned")]
+    assert names[0] == names[1]  # its own copy
+    after, _ = jax.jit(tuned.step)(state, batch, keys(0).step)
+    assert not same(after.params["encoder"], state.params["encoder"])
+    assert tuned.test(after).keys() == {"loss", "accuracy", "correlation"}
+
+
+def test_what_goes_on_has_the_moments_and_the_place_in_the_schedule(pretrained):
+    config = dataclasses.replace(TINY, start="words-seed0", length=64, decay=100)
+    run = Run(workdir=str(pretrained / "longer"), devices=1)
+    state = jax.jit(experiment.build(config, run).init)(keys(0).init)
+    found = checkpoint.tested(
+        pretrained / "words-seed0", experiment.build(TINY, Run(devices=1)).init
+    )
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, found.opt_state)
+    counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
+    assert state.step == 0 and counts and all(count == 2 for count in counts)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [({"start": "nowhere"}, "no run in .*nowhere"), ({"width": 16}, "another network")],
+    ids=["missing", "another size"],
+)
+@needs("sst_binary")
+def test_a_start_that_does_not_fit_is_one_line(pretrained, changes, says):
+    run = Run(workdir=str(pretrained / "bad"), devices=1)
+    with pytest.raises(UserError, match=says):
+        jax.eval_shape(
+            experiment.build(dataclasses.replace(TUNED, **changes), run).init, keys(0).init
+        )
+
+
+# The command `fill`.
+
+
+def fill(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["bert", "fill", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(experiment.build, experiment.PRESETS, {}, {"fill": bert_words.fill})
+    return stop.value.code
+
+
+def test_every_mask_is_filled(pretrained, monkeypatch, capsys):
+    sentence = "The [MASK] of a [MASK]."
+    assert fill(monkeypatch, pretrained / "words-seed0", sentence, "--top", 3) == 0
+    first, second = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    for lines in (first, second):
+        chances = [float(line.split()[0]) for line in lines]
+        assert len(lines) == 3 and chances == sorted(chances)[::-1] and 0 < sum(chances) <= 1
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["nothing is hidden"], r"write \[MASK\] in the place of a word"),
+        (["[MASK]", "--top", "0"], "there are no 0 guesses"),
+    ],
+)
+def test_what_cannot_be_filled_is_one_line(pretrained, monkeypatch, capsys, arguments, says):
+    assert fill(monkeypatch, pretrained / "words-seed0", *arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and re.search(says, error)
+
+
+# Claims.
+
+
+def test_claims_compare_what_they_say():
+    by = {"both": 50.0, "left": 40.0, "tiny": 60.0, "english": 45.0}
+    by = {arm: {"alone": value, "perplexity": value} for arm, value in by.items()}
+    accuracies = {"both tuned": 80.0, "left tuned": 79.0, "scratch all": 78.0, "tiny tuned": 80.0}
+    accuracies |= {"pre-trained 100": 70.0, "scratch 100": 60.0, "pre-trained 1000": 75.0}
+    accuracies |= {"scratch 1000": 70.0, "pre-trained all": 79.5}
+    by |= {arm: {"accuracy": value} for arm, value in accuracies.items()}
+    of = lambda key: [excess(by) for excess in experiment.CLAIMS[key].inequalities.values()]
+    assert of("E1") == [7, 1] and of("E2") == [9, 4, 8.5]
+    error = 100 * (0.8 * 0.2 / 1821) ** 0.5
+    np.testing.assert_allclose(of("E3"), [10, 5, error, error - 0.5])
