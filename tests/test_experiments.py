@@ -24,7 +24,7 @@ from experiments import (
     simclr,
     transformer,
 )
-from jaxhist import devices, log
+from jaxhist import chips, devices, log, plan
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
 from jaxhist.data import documents, masked, translation
@@ -100,6 +100,13 @@ def brief(monkeypatch):
 
 def few_documents(split):
     return [text[:1500] for text in list(topics.values())[:8]]
+
+
+@EVERY
+def test_it_is_planned_for_two_gpus(module, config):
+    where = chips.Slice(chips.CHIPS["h100"], 2, None)
+    made = plan.make(module.build, config, Run(), where)
+    assert made.flops > 0 and made.memory["params"] > 0 and not made.refused
 
 
 @EVERY

@@ -1,6 +1,7 @@
 """What a program is said to need on a machine that is not here."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -128,6 +129,19 @@ def test_what_a_plan_does_not_take():
         plan.make(gpt.build, TINY, Run(devices=4), Slice(H100, 8, None))
     with pytest.raises(UserError, match="a batch of 32 cannot be split over 8 devices in 16 parts"):
         made(dataclasses.replace(TINY, parts=16))
+
+
+SCRIPTS = "alexnet", "dqn", "seq2seq", "attention", "adam", "gan", "googlenet", "resnet"
+SCRIPTS += "identity_mappings", "transformer", "bert", "gpt", "simclr", "regression"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_preset_is_planned_for(name):
+    module = importlib.import_module(f"experiments.{name}")
+    for preset, config in module.PRESETS.items():
+        on = plan.make(module.build, config, Run(), Slice(H100._replace(memory=1e15), 1, None))
+        assert on.flops > 0 and on.memory["params"] > 0 and not on.refused, preset
 
 
 @pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:", "v5e:2x", "h100:0", "2x2"])
