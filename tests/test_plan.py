@@ -140,7 +140,11 @@ SCRIPTS += "identity_mappings", "transformer", "bert", "gpt", "simclr", "regress
 def test_every_preset_is_planned_for(name):
     module = importlib.import_module(f"experiments.{name}")
     for preset, config in module.PRESETS.items():
-        on = plan.make(module.build, config, Run(), Slice(H100._replace(memory=1e15), 1, None))
+        try:
+            on = plan.make(module.build, config, Run(), Slice(H100._replace(memory=1e15), 1, None))
+        except UserError as error:  # how many classes there are only its data says
+            assert "prepare it" in str(error)
+            continue
         assert on.flops > 0 and on.memory["params"] > 0 and not on.refused, preset
 
 
