@@ -163,8 +163,9 @@ def build(config: Config, run: Run) -> Experiment:
     )
 
 
-# Claims. A laptop's scale.
-BOTH = replace(ENGLISH, layers=2)
+# Claims. A laptop's scale. Hidden words are learned slowly: two layers come to a perplexity of 119
+# in 3,000 steps (seeds 0 and 1), and are at 65 after 6,000 of 12,000 (seed 100).
+BOTH = replace(ENGLISH, layers=2, steps=6000)
 # How many labels, and the steps to learn them in: the same with and without pre-training.
 LABELS = {100: 130, 1000: 260, 0: 650}
 SEED = "-seed{seed}"
@@ -189,14 +190,15 @@ FEW = {"english": ENGLISH} | {
     for count in LABELS
     for kind, begins in BEGINS.items()
 }
-TINY = replace(ENGLISH, layers=1, width=64, heads=1)
+TINY = replace(BOTH, layers=1, width=64, heads=1)
+SMALLER = replace(BOTH, width=64, heads=1)
 SIZES = {
     "tiny": TINY,
+    "smaller": SMALLER,
     "both": BOTH,
-    "english": ENGLISH,
     "tiny tuned": labels(TINY, start="tiny" + SEED),
+    "smaller tuned": labels(SMALLER, start="smaller" + SEED),
     "both tuned": DIRECTIONS["both tuned"],
-    "pre-trained all": FEW["pre-trained all"],
 }
 
 gain, no_worse = bert_claims.gain, bert_claims.no_worse
@@ -239,17 +241,17 @@ CLAIMS = {
         arms=SIZES,
         figures=bert_claims.figures,
         inequalities={
-            "perplexity: 2x128 < 1x64": lambda by: (
-                by["tiny"]["perplexity"] - by["both"]["perplexity"]
+            "perplexity: 2x64 < 1x64": lambda by: (
+                by["tiny"]["perplexity"] - by["smaller"]["perplexity"]
             ),
-            "perplexity: 4x128 < 2x128": lambda by: (
-                by["both"]["perplexity"] - by["english"]["perplexity"]
+            "perplexity: 2x128 < 2x64": lambda by: (
+                by["smaller"]["perplexity"] - by["both"]["perplexity"]
             ),
-            "SST-2: 2x128 >= 1x64 - 1 standard error": lambda by: no_worse(
-                by["both tuned"], by["tiny tuned"]
+            "SST-2: 2x64 >= 1x64 - 1 standard error": lambda by: no_worse(
+                by["smaller tuned"], by["tiny tuned"]
             ),
-            "SST-2: 4x128 >= 2x128 - 1 standard error": lambda by: no_worse(
-                by["pre-trained all"], by["both tuned"]
+            "SST-2: 2x128 >= 2x64 - 1 standard error": lambda by: no_worse(
+                by["both tuned"], by["smaller tuned"]
             ),
         },
         picture=bert_claims.draw_sizes,

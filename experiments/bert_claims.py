@@ -68,10 +68,10 @@ def draw_sizes(trained: dict[str, list[Trained]], figure: Figure):
     """Perplexity and the accuracy that comes of it, by size."""
     figure.set_size_inches(9, 4)
     left, right = figure.subplots(1, 2)
-    sizes = {"tiny": "1x64", "both": "2x128", "english": "4x128"}
+    sizes = {"tiny": "1x64", "smaller": "2x64", "both": "2x128"}
     draw_points(left, trained, sizes, "perplexity")
     left.set(ylabel="perplexity of hidden words", xlabel="layers x width")
-    sizes = {"tiny tuned": "1x64", "both tuned": "2x128", "pre-trained all": "4x128"}
+    sizes = {"tiny tuned": "1x64", "smaller tuned": "2x64", "both tuned": "2x128"}
     draw_points(right, trained, sizes)
     right.set(ylabel="accuracy, %", xlabel="layers x width", title="SST-2, fine-tuned")
 
