@@ -90,7 +90,7 @@ def test_the_default_directory_is_below_the_present_one(tmp_path):
 
 def test_unknown_command(command):
     assert_one_line(
-        command("trian"), "no command 'trian'", "train, evaluate, describe, claims", code=2
+        command("trian"), "no command 'trian'", "train, evaluate, describe, plan, claims", code=2
     )
 
 

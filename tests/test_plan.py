@@ -258,8 +258,8 @@ def test_a_gpu_is_planned_for_from_shapes(tmp_path):
     assert figures["chips"] == 8 and figures["fits"] is None and figures["compiling"] is None
     assert set(figures["seconds"]) == {"products"}
     output.write_text("[")
-    process = command("experiments.regression", *options)
-    assert process.returncode == 1 and "is not a file of plans" in process.stderr
+    with pytest.raises(UserError, match="is not a file of plans"):
+        plan._write(output, Slice(H100, 8, None), {})
 
 
 def command(module, *arguments):
