@@ -2,7 +2,7 @@
 
     python -m benchmarks.plans [--output results/plans.json]
 
-Needs libtpu (`pip install -e '.[tpu]'`); about ten minutes on 2 cores.
+Needs libtpu (`pip install -e '.[tpu]'`); about ten minutes of one core.
 """
 
 import subprocess

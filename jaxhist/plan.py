@@ -143,10 +143,10 @@ def main(command: str, build: Build, config: Any, run: Run, options: Options):
     if options.output:
         _write(Path(options.output), where, found)
     if all(plan.refused for plan in found.values()):
+        others = "--run.mesh.fsdp, --remat or --parts if this experiment has them, or --search"
         raise UserError(
             f"it needs {_size(plan.needed)} on each chip, which has {_size(plan.available)}; try "
-            "more chips, --run.mesh.fsdp, --remat or --parts if this experiment has them, a "
-            "smaller --batch, or --search"
+            f"more chips, a smaller --batch{'' if options.search else ', ' + others}"
         )
 
 

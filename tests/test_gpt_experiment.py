@@ -231,6 +231,11 @@ def test_what_does_not_fit_is_one_line(read, capsys):
     assert capsys.readouterr().err.startswith("error: only a Transformer")
 
 
+def test_labels_are_not_learned_in_parts():
+    with pytest.raises(UserError, match="labels are learned from whole batches"):
+        gpt.build(dataclasses.replace(TUNED, parts=2), Run(devices=1))
+
+
 def test_the_rate_of_labels_rises_and_falls_to_nothing():
     got = jax.vmap(gpt_tuning.warmed(2.0, 10, 100))(jnp.array([0, 4, 9, 50, 100, 200]))
     np.testing.assert_allclose(got, [0.2, 1.0, 1.82, 1.0, 0, 0], rtol=1e-6)
