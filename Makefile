@@ -35,7 +35,7 @@ claims: install
 	for name in resnet identity_mappings alexnet gan googlenet adam dqn simclr regression seq2seq attention transformer bert gpt; do $(BIN)/python -m experiments.$$name claims || exit; done
 
 test: install
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-long: install
 	$(BIN)/python -m pytest -q -m long

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epy
 from matplotlib.figure import Figure
-from skimage.feature import hog
-from sklearn.linear_model import LogisticRegression
 
 from experiments.alexnet_imagenet import ImageNet, large_photographs
 from jaxhist import devices, evaluate, losses, plots
@@ -30,6 +29,10 @@ from jaxhist.data import batches, images
 from jaxhist.data.images import Images, Labelled
 from jaxhist.models.alexnet import AlexNet, OneTower, SmallAlexNet
 from jaxhist.train import Experiment, Run
+
+with epy.lazy_imports():  # they take a second
+    from skimage import feature
+    from sklearn import linear_model
 
 
 @dataclass(frozen=True)
@@ -276,8 +279,10 @@ def engineered(config: Config) -> float:
     errors = []
     for cell, strength in ((4, 0.1), (8, 1.0)):
         form = {"pixels_per_cell": (cell, cell), "cells_per_block": (2, 2), "channel_axis": -1}
-        describe = lambda images, form=form: np.float32([hog(image, **form) for image in images])
-        model = LogisticRegression(C=strength, max_iter=1000)
+        describe = lambda images, form=form: np.float32(
+            [feature.hog(image, **form) for image in images]
+        )
+        model = linear_model.LogisticRegression(C=strength, max_iter=1000)
         model.fit(describe(mirrored), np.tile(train["label"], 2))
         errors.append(100 * (1 - model.score(describe(test["image"]), test["label"])))
     return min(errors)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.metrics import matthews_corrcoef
+from etils import epy
 
 from jaxhist import devices, evaluate, losses, starting
 from jaxhist.adam import adam
@@ -18,6 +18,9 @@ from jaxhist.data import sentences, wordpiece
 from jaxhist.models.bert import TENSOR, Classifier, Size
 from jaxhist.packed import PAD
 from jaxhist.train import Experiment, Run
+
+with epy.lazy_imports():  # they take a second
+    from sklearn import metrics
 
 
 def network(config: Any) -> dict[str, Any]:
@@ -118,7 +121,8 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
         return {
             "loss": float(values.mean()),
             "accuracy": float(np.mean(found == label)),
-            "correlation": float(matthews_corrcoef(label, found)),  # Matthews's, GLUE's for CoLA
+            # Matthews's, GLUE's for CoLA.
+            "correlation": float(metrics.matthews_corrcoef(label, found)),
         }
 
     return Experiment(

@@ -16,8 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
-from etils import epath
+from etils import epath, epy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -32,6 +31,9 @@ from jaxhist.cli import main
 from jaxhist.data import play
 from jaxhist.models import dqn
 from jaxhist.train import Experiment, Run
+
+with epy.lazy_imports():  # they take a second
+    import scipy.stats
 
 NETWORKS = {"minatar": dqn.MinAtar, "control": dqn.Control, "linear": dqn.Linear}
 

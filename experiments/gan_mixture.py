@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.stats import norm
+from etils import epy
 
 from experiments.gan_players import Players, adversaries, each
 from jaxhist import devices, losses
 from jaxhist.adam import adam
 from jaxhist.algorithm import State, keys
 from jaxhist.train import Experiment, Run
+
+with epy.lazy_imports():  # they take a second
+    from scipy import stats
 
 CENTRES, WIDTH = (-1.5, 1.5), 0.5
 GRID = np.linspace(-2.5, 2.5, 101)[:, None]  # 97 % of either density
@@ -66,12 +69,12 @@ def real(key: jax.Array, count: int) -> jax.Array:
 
 def density(x: np.ndarray) -> np.ndarray:
     """Of the mixture, p."""
-    return np.mean([norm.pdf(x, centre, WIDTH) for centre in CENTRES], axis=0)
+    return np.mean([stats.norm.pdf(x, centre, WIDTH) for centre in CENTRES], axis=0)
 
 
 def best(x: np.ndarray) -> np.ndarray:
     """The best discriminator, p / (p + q), where q is N(0, 1) (proposition 1)."""
-    return density(x) / (density(x) + norm.pdf(x))
+    return density(x) / (density(x) + stats.norm.pdf(x))
 
 
 def discriminate(state: State, x: np.ndarray) -> np.ndarray:

@@ -11,12 +11,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.spatial.distance import pdist
-from sklearn.neural_network import MLPClassifier
+from etils import epy
 
 from jaxhist import evaluate, plots
 from jaxhist.data.batches import slices
 from jaxhist.data.images import Images, scaled
+
+with epy.lazy_imports():  # they take a second
+    from scipy import spatial
+    from sklearn import neural_network
 
 SIGMAS = np.logspace(-1, 0, 10)  # of the windows, to choose from
 APPEARS = 0.01  # a class does if it is this part of the samples
@@ -74,10 +77,11 @@ class Judge:
         return scaled(self.source).load()
 
     @functools.cached_property
-    def classifier(self) -> MLPClassifier:
+    def classifier(self) -> "neural_network.MLPClassifier":
         """Of pixels [N, D], a function of the training images and their labels alone."""
         train = self.rows["train"]
-        classifier, classes = MLPClassifier((128, 64), random_state=0), range(self.source.classes)
+        classifier = neural_network.MLPClassifier((128, 64), random_state=0)
+        classes = range(self.source.classes)
         for _ in range(-(-SEEN // len(train["label"]))):  # epochs
             classifier.partial_fit(train["input"], train["label"], classes=classes)
         return classifier
@@ -148,7 +152,7 @@ class Judge:
 
 def distance(images: np.ndarray) -> float:
     """The mean distance between two of the first thousand images [N, D]."""
-    return float(pdist(images[:1000]).mean())
+    return float(spatial.distance.pdist(images[:1000]).mean())
 
 
 def eight_bits(images: Any) -> np.ndarray:

@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
+from etils import epy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxhist import plots
 from jaxhist.claims import Figures, Trained
+
+with epy.lazy_imports():  # they take a second
+    import scipy.stats
 
 # Kaplan et al., figure 1: the loss falls as x to the power of minus this.
 KAPLAN = {"parameters": 0.076, "tokens": 0.095, "PF-days": 0.050}

@@ -7,13 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from sklearn.manifold import TSNE
+from etils import epy
 
 from jaxhist import devices, evaluate, plots
 from jaxhist.algorithm import Batch, Key, State, keys
 from jaxhist.data.augment import Views
 from jaxhist.evaluate import Features
 from jaxhist.train import Run
+
+with epy.lazy_imports():  # they take a second
+    from sklearn import manifold
 
 
 def tests(
@@ -90,6 +93,6 @@ def draw_neighbours(
 
 def draw_map(test: Features, names: Sequence[str], count: int = 1000) -> np.ndarray:
     """The features of some of the test images, in a plane."""
-    places = TSNE(random_state=0).fit_transform(test.values[:count])
+    places = manifold.TSNE(random_state=0).fit_transform(test.values[:count])
     title = f"h of {len(places)} test images (t-SNE)"
     return plots.scatter(places, test.label[:count], names, title)

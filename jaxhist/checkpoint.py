@@ -111,11 +111,13 @@ class Checkpoints:
             if free < needed:
                 raise self._failure(f"no space left on device ({needed:,} bytes, {free:,} free)")
 
-    def _failure(self, reason: str) -> UserError:
+    def _failure(
+        self, reason: str, advice: str = "make room and run the same command again"
+    ) -> UserError:
         good = [step for step in self.steps() if step != self._saving]
         return UserError(
             f"checkpoint {self.folder / str(self._saving)} could not be saved: {reason}; the last "
-            f"good one is {good[0] if good else 'none'}; make room and run the same command again"
+            f"good one is {good[0] if good else 'none'}; {advice}"
         )
 
     @contextlib.contextmanager
@@ -123,6 +125,9 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:  # what Orbax makes of a full disk is a ValueError
+            if isinstance(error.__cause__, jax.errors.JaxRuntimeError):  # Orbax waits for all
+                ended = "another process of this job has ended"
+                raise self._failure(ended, "start all of them again") from error
             full = "No space left" in str(error)
             reason = "no space left on device" if full else " ".join(str(error).split())
             raise self._failure(reason) from error

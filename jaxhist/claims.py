@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.stats
-from etils import epath
+from etils import epath, epy
 from matplotlib.figure import Figure
 
 from jaxhist import UserError, devices, log, tell
@@ -31,6 +30,9 @@ from jaxhist.algorithm import State
 from jaxhist.checkpoint import tested
 from jaxhist.files import failing_in_one_line, write_durably
 from jaxhist.train import Experiment, Run, train
+
+with epy.lazy_imports():  # they take a second
+    import scipy.stats
 
 Figures = dict[str, float]
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import sacrebleu
+from etils import epy
 from jax.sharding import Mesh
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from jaxhist import devices, losses
 from jaxhist.algorithm import Batch, State
+
+with epy.lazy_imports():  # they take a second
+    from sklearn import linear_model, neighbors, pipeline, preprocessing
 
 
 def means(
@@ -94,20 +94,22 @@ class Features(NamedTuple):
 def probe(train: Features, test: Features) -> float:
     """The accuracy of a linear classifier on frozen features: logistic regression with a small L2
     term, on features of mean 0 and variance 1 over the training examples."""
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    classifier = pipeline.make_pipeline(
+        preprocessing.StandardScaler(), linear_model.LogisticRegression(C=0.01, max_iter=1000)
+    )
     return float(classifier.fit(*train).score(*test))
 
 
 def nearest(train: Features, test: Features, count: int = 20) -> float:
     """The accuracy of the most frequent class among the neighbours, by the cosine."""
-    classifier = KNeighborsClassifier(count, metric="cosine")
+    classifier = neighbors.KNeighborsClassifier(count, metric="cosine")
     return float(classifier.fit(*train).score(*test))
 
 
 def neighbours(train: np.ndarray, test: np.ndarray, count: int) -> np.ndarray:
     """The places in `train` [N, D] that are nearest to each of `test` [M, D], by the cosine, the
     nearest first. -> [M, count]"""
-    found = NearestNeighbors(n_neighbors=count, metric="cosine").fit(train)
+    found = neighbors.NearestNeighbors(n_neighbors=count, metric="cosine").fit(train)
     return found.kneighbors(test, return_distance=False)
 
 

@@ -105,6 +105,18 @@ def test_any_changed_byte_is_noticed(checkpoints, capsys):
         assert checkpoints.newest() == 20
 
 
+def test_a_save_that_another_process_does_not_finish(checkpoints, monkeypatch):
+    save(checkpoints, 10)
+
+    def wait():
+        raise TimeoutError from jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints._orbax, "wait_until_finished", wait)
+        with pytest.raises(UserError, match=r"another process .* good one is 10; start all of"):
+            save(checkpoints, 20)
+
+
 @pytest.mark.parametrize("change", ["truncated", "removed", "added"])
 def test_the_newest_whole_checkpoint_is_used(checkpoints, change, capsys):
     save(checkpoints, 10, 20)

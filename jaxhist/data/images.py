@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import skimage.data
 import tensorflow_datasets as tfds
+from etils import epy
 from jax.sharding import Mesh
 from rich.progress import track
-from sklearn.datasets import load_digits, load_sample_image
-from sklearn.model_selection import train_test_split
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, State
 from jaxhist.data import batches, prepared
+
+with epy.lazy_imports():  # they take a second
+    from sklearn import datasets, model_selection
 
 Split = dict[str, np.ndarray]  # image [N, H, W, C] uint8, label [N] int32
 
@@ -77,7 +79,7 @@ def split_off(split: Split, size: int) -> tuple[Split, Split]:
     """
     label = split["label"]
     try:
-        rest, chosen = train_test_split(
+        rest, chosen = model_selection.train_test_split(
             np.arange(len(label)), test_size=size, stratify=label, random_state=0
         )
     except ValueError as error:
@@ -100,7 +102,7 @@ def digits(validation: int) -> Images:
 
     @functools.cache
     def load() -> dict[str, Split]:
-        bunch = load_digits()
+        bunch = datasets.load_digits()
         image = (bunch.images[..., None] * 15).astype(np.uint8)  # from 0..16
         both = {"image": image, "label": bunch.target.astype(np.int32)}
         both, test = split_off(both, 360)
@@ -119,8 +121,8 @@ PHOTOGRAPHS = {
     "tissue": skimage.data.immunohistochemistry,
     "retina": skimage.data.retina,
     "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
-    "temple": lambda: load_sample_image("china.jpg"),
-    "flower": lambda: load_sample_image("flower.jpg"),
+    "temple": lambda: datasets.load_sample_image("china.jpg"),
+    "flower": lambda: datasets.load_sample_image("flower.jpg"),
 }
 
 

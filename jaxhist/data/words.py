@@ -8,11 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from etils import epy
 from rich.progress import track
-from sklearn.feature_extraction.text import CountVectorizer
 
 from jaxhist.data import prepared
 from jaxhist.data.images import Inputs, Split, split_off
+
+with epy.lazy_imports():  # they take a second
+    from sklearn import feature_extraction
 
 WORDS = 10_000  # the most frequent of the training texts
 
@@ -99,7 +102,7 @@ def from_tfds(name: str, validation: int) -> Inputs:
 
 def _bags(splits: dict[str, Split], stop_words: Sequence[str] | None = None) -> dict[str, Split]:
     """The texts as bags of the words that are most frequent in the training texts."""
-    count = CountVectorizer(
+    count = feature_extraction.text.CountVectorizer(
         max_features=WORDS, binary=True, dtype=np.uint8, stop_words=stop_words
     ).fit(splits["train"]["text"])
     return {
