@@ -1,105 +1,31 @@
-"""What holds for every experiment, on networks so small that it takes seconds."""
-
-import dataclasses
-from pydoc_data.topics import topics
+"""What holds for every experiment."""
 
 import jax
 import numpy as np
 import pytest
 from conftest import needs
+from every import EVERY as CONFIGS
+from every import brief
 
-from experiments import (
-    adam,
-    alexnet,
-    attention,
-    bert,
-    dqn,
-    gan,
-    gan_samples,
-    googlenet,
-    gpt,
-    gpt_text,
-    regression,
-    seq2seq,
-    simclr,
-    transformer,
-)
 from jaxhist import chips, devices, log, plan
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
-from jaxhist.data import documents, masked, translation
 from jaxhist.train import Run, train
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
-BRIEF = {"batch": 16, "steps": 6, "evaluate_every": 3}
-LABELS = {"learn": "labels", "data": "sst_binary", "layers": 1, "warmup": 0}
-
-
-def tiny(module, preset, *marks, **changes):
-    """The script, and a preset of it made small."""
-    config = dataclasses.replace(module.PRESETS[preset], **BRIEF, **changes)
-    name = f"{module.__name__.split('.')[1]} {changes.get('data', preset)}"
-    return pytest.param(module, config, id=name, marks=marks)
-
-
 EVERY = pytest.mark.parametrize(
     "module, config",
     [
-        tiny(regression, "small"),
-        tiny(adam, "small", widths=(16,), rates=(0.001, 0.01)),
-        tiny(adam, "convolutional", widths=(4, 4, 4, 8)),
-        tiny(adam, "autoencoder", widths=(8, 2)),
-        tiny(alexnet, "small", width=4, hidden=(8,), normalize=True),
-        tiny(dqn, "small", memory=200, begin=8, rounds=4, most=30),
-        tiny(gan, "small", widths=(16,), units=4, samples=200),
-        tiny(googlenet, "small"),
-        tiny(seq2seq, "small", vocabulary=(60,), n=8, layers=1, length=32, beams=1),
-        tiny(attention, "small", vocabulary=(60,), n=8, m=4, l=4, length=32, beams=1),
-        tiny(
-            transformer,
-            "small",
-            vocabulary=(60,),
-            layers=1,
-            width=16,
-            hidden=16,
-            length=32,
-            beams=2,
-        ),
-        tiny(bert, "small", vocabulary=300, layers=1, width=8, length=32, warmup=0),
-        tiny(bert, "small", needs("sst_binary"), vocabulary=300, width=8, length=32, **LABELS),
-        tiny(
-            gpt, "small", data="letters", vocabulary=262, layers=2, width=16, heads=2, dropout=0.1
-        ),
-        tiny(
-            gpt,
-            "small",
-            needs("sst_binary"),
-            vocabulary=262,
-            width=16,
-            heads=2,
-            dropout=0.1,
-            **LABELS,
-        ),
-        tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
+        pytest.param(*each, id=name, marks=[needs("sst_binary")] if "sst_binary" in name else [])
+        for name, *each in CONFIGS
     ],
 )
 
 
 @pytest.fixture(autouse=True)
-def brief(monkeypatch):
-    """What measures samples learns for an epoch; numbers to be translated are few and short, and so
-    are documents; questions are few."""
-    monkeypatch.setattr(gan_samples, "SEEN", 1)
-    monkeypatch.setattr(translation, "HELD_OUT", 16)
-    monkeypatch.setattr(translation, "DIGITS", 4)
-    monkeypatch.setattr(masked, "TESTED", 16)
-    monkeypatch.setattr(gpt_text, "QUESTIONS", 16)
-    monkeypatch.setattr(documents, "python", few_documents)
-
-
-def few_documents(split):
-    return [text[:1500] for text in list(topics.values())[:8]]
+def quick(monkeypatch):
+    brief(monkeypatch.setattr)
 
 
 @EVERY

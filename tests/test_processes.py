@@ -13,6 +13,7 @@ import grain
 import numpy as np
 import pytest
 from conftest import TINY
+from every import EVERY
 from test_kill import arrays, logged
 
 from jaxhist.checkpoint import Checkpoints
@@ -102,6 +103,19 @@ def killed_and_started_again(tmp_path, count):
 
 def test_two_processes_are_as_one_in_float64(tmp_path):
     same_in_float64(tmp_path, 2)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name, *_ in EVERY])
+def test_two_processes_are_as_one_in_every_experiment(name, tmp_path):
+    go(1, 4, WORKER, tmp_path / "one", name)
+    go(2, 2, WORKER, tmp_path / "two", name)
+    one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
+    assert len(one) == len(two) == 6 + 2 + 1
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"phase"}:
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-3, err_msg=f"{key} {a}")
 
 
 @pytest.mark.long

@@ -1,10 +1,14 @@
-"""One process of a job, in float64: `python worker.py WORKDIR`."""
+"""One process of a job: `python worker.py WORKDIR [NAME]`.
+
+It trains the experiment of that name in every.py, or a residual network in float64.
+"""
 
 import dataclasses
 import sys
 
 import jax
 import jax.numpy as jnp
+from every import EVERY, brief
 
 from experiments import resnet
 from jaxhist import processes
@@ -19,10 +23,21 @@ def wide(x):
     return x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-if __name__ == "__main__":
+def residual(run):
     jax.config.update("jax_enable_x64", True)
+    experiment = resnet.build(CONFIG, run)
+    return experiment._replace(init=lambda key: jax.tree.map(wide, experiment.init(key)))
+
+
+def named(name, run):
+    ((module, config),) = [each for other, *each in EVERY if other == name]
+    brief(setattr)
+    return module.build(config, run)
+
+
+if __name__ == "__main__":
+    workdir, *name = sys.argv[1:]
+    run = Run(workdir, log_every=1)
     with processes.joined(wanted=False):
-        run = Run(workdir=sys.argv[1], log_every=1)
-        experiment = resnet.build(CONFIG, run)
-        init = lambda key: jax.tree.map(wide, experiment.init(key))
-        train(experiment._replace(init=init), run, {"experiment": "worker", "config": {}})
+        experiment = named(*name, run) if name else residual(run)
+        train(experiment, run, {"experiment": "worker", "config": {}})
