@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.datasets import load_diabetes
-from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import StandardScaler
+from etils import epy
 
 from jaxhist import devices, losses
 from jaxhist.algorithm import descend
@@ -25,6 +23,9 @@ from jaxhist.claims import Equation
 from jaxhist.cli import main
 from jaxhist.data import batches
 from jaxhist.train import Experiment, Run
+
+with epy.lazy_imports():  # they take a second
+    from sklearn import datasets, model_selection, preprocessing
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ PRESETS = {"small": Config()}
 
 def patients() -> list[dict[str, np.ndarray]]:
     """For training, validation and test: x [N, 10] and y [N, 1], of mean 0 and variance 1."""
-    both = np.column_stack(load_diabetes(return_X_y=True))
-    rest, test = train_test_split(both, test_size=88, random_state=0)
-    train, validation = train_test_split(rest, test_size=64, random_state=0)
-    scale = StandardScaler().fit(train).transform
+    both = np.column_stack(datasets.load_diabetes(return_X_y=True))
+    rest, test = model_selection.train_test_split(both, test_size=88, random_state=0)
+    train, validation = model_selection.train_test_split(rest, test_size=64, random_state=0)
+    scale = preprocessing.StandardScaler().fit(train).transform
     tables = [scale(table).astype(np.float32) for table in (train, validation, test)]
     return [{"x": table[:, :-1], "y": table[:, -1:]} for table in tables]
 

@@ -32,7 +32,7 @@ def tiny(module, preset, **changes):
 
 
 # Its name, the script, and its configuration.
-EVERY = [
+EXPERIMENTS = [
     tiny(regression, "small"),
     tiny(adam, "small", widths=(16,), rates=(0.001, 0.01)),
     tiny(adam, "convolutional", widths=(4, 4, 4, 8)),

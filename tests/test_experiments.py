@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import needs
-from every import EVERY as CONFIGS
-from every import brief
+from every import EXPERIMENTS, brief
 
 from jaxhist import chips, devices, log, plan
 from jaxhist.algorithm import keys
@@ -18,7 +17,7 @@ EVERY = pytest.mark.parametrize(
     "module, config",
     [
         pytest.param(*each, id=name, marks=[needs("sst_binary")] if "sst_binary" in name else [])
-        for name, *each in CONFIGS
+        for name, *each in EXPERIMENTS
     ],
 )
 

@@ -87,6 +87,10 @@ def trained(module, axes, steps=20):
     return jax.device_get((losses, (state.params, state.extra)))
 
 
+def norm(tree):
+    return math.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
 def check_agrees(module, meshes):
     with jax.enable_x64(True):
         losses, one = trained(module, Axes(1, 1, 1))
@@ -95,6 +99,9 @@ def check_agrees(module, meshes):
             np.testing.assert_allclose(losses, losses_8, rtol=1e-9, err_msg=str(axes))
             same = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9, err_msg=str(axes))
             jax.tree.map(same, one, eight)
+            apart = jax.tree.map(np.subtract, one, eight)
+            assert norm(apart[0]) < 1e-9 * norm(one[0])
+            assert norm(apart[1]) <= 1e-9 * norm(one[1])
 
 
 EVERY = pytest.mark.parametrize("module", CONFIGS, ids=lambda module: module.__name__.split(".")[1])

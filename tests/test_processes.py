@@ -13,7 +13,7 @@ import grain
 import numpy as np
 import pytest
 from conftest import TINY
-from every import EVERY
+from every import EXPERIMENTS
 from test_kill import arrays, logged
 
 from jaxhist.checkpoint import Checkpoints
@@ -106,7 +106,7 @@ def test_two_processes_are_as_one_in_float64(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [name for name, *_ in EVERY])
+@pytest.mark.parametrize("name", [name for name, *_ in EXPERIMENTS])
 def test_two_processes_are_as_one_in_every_experiment(name, tmp_path):
     go(1, 4, WORKER, tmp_path / "one", name)
     go(2, 2, WORKER, tmp_path / "two", name)
@@ -114,8 +114,10 @@ def test_two_processes_are_as_one_in_every_experiment(name, tmp_path):
     assert len(one) == len(two) == 6 + 2 + 1
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
-        for key in [key for key in a if "loss" in key]:  # not what counts: one example is much
-            np.testing.assert_allclose(a[key], b[key], rtol=1e-3, err_msg=f"{key} {a}")
+        for key in a.keys() - {"phase"}:
+            tolerance = 1e-3 if "loss" in key else 0.05  # one example of few may count otherwise
+            message = f"{key} {a}"
+            np.testing.assert_allclose(a[key], b[key], tolerance, tolerance, err_msg=message)
 
 
 @pytest.mark.long

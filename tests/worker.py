@@ -8,7 +8,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from every import EVERY, brief
+from every import EXPERIMENTS, brief
 
 from experiments import resnet
 from jaxhist import processes
@@ -30,7 +30,7 @@ def residual(run):
 
 
 def named(name, run):
-    ((module, config),) = [each for other, *each in EVERY if other == name]
+    ((module, config),) = [each for other, *each in EXPERIMENTS if other == name]
     brief(setattr)
     return module.build(config, run)
 
