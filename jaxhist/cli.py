@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import tyro
 
-from jaxhist import UserError, claims, flops, log, malloc, plan, processes, tell
+from jaxhist import UserError, claims, devices, flops, log, malloc, plan, processes, tell
 from jaxhist.algorithm import State, keys
 from jaxhist.checkpoint import tested
 from jaxhist.claims import Check, Claim, Equation
@@ -71,7 +71,8 @@ def main(
             sys.exit(0)
         if verb not in verbs:
             raise _UsageError(f"no command {verb!r}; there are {', '.join(verbs)}")
-        sys.exit(verbs[verb](arguments))
+        with devices.failing_in_one_line():
+            sys.exit(verbs[verb](arguments))
     except (UserError, _UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, _UsageError) else 1)

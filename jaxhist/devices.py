@@ -263,6 +263,22 @@ def rows(mesh: Mesh, size: int) -> tuple[int, int]:
     return min(begin for begin, _ in bounds), max(end for _, end in bounds)
 
 
+@contextlib.contextmanager
+def failing_in_one_line() -> Iterator[None]:
+    """Turn the error of a device whose memory is full into a UserError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2]
+        if not reason:
+            raise
+        raise UserError(
+            f"the memory of a device is full ({reason.splitlines()[0][:200]}); try a smaller "
+            "--batch, more devices with --run.mesh.fsdp, or --remat or --parts if this experiment "
+            "has them; plan says what a step needs"
+        ) from error
+
+
 def peak_flops(mesh: Mesh) -> float | None:
     """The FLOP/s that the mesh can reach in bfloat16; None where the device is not known."""
     peak = PEAK_FLOPS.get(mesh.devices.flat[0].device_kind)

@@ -57,6 +57,7 @@ def joined(wanted: bool) -> Iterator[None]:
             if not first():
                 nowhere = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(devices.failing_in_one_line())
             yield
     except UserError as error:
         _leave(str(error))

@@ -16,8 +16,6 @@ from jaxhist.train import Run
 CONFIG = dataclasses.replace(PRESETS["small"], depth=8, batch=32, steps=20)
 KEY = keys(0)
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 def on(count):
     """One step on `count` devices; its loss, the state before and after it, as numpy."""
@@ -64,3 +62,18 @@ def test_a_batch_lies_in_equal_parts_on_all_devices():
     batch = devices.put(mesh, np.ones((16, 3), np.float32), shapes)
     assert [shard.data.shape for shard in batch.addressable_shards] == [(2, 3)] * 8
     assert devices.put(mesh, batch, shapes) is batch
+
+
+def test_a_memory_that_is_full_is_one_line():
+    with (
+        pytest.raises(
+            UserError, match=r"is full \(Out of memory allocating 1759\d+ bytes.*--batch"
+        ),
+        devices.failing_in_one_line(),
+    ):
+        jnp.zeros(2**42)
+
+
+def test_what_else_fails_on_a_device_is_no_such_line():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="lost"), devices.failing_in_one_line():
+        raise jax.errors.JaxRuntimeError("INTERNAL: the device is lost")
