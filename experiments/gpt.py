@@ -143,7 +143,8 @@ def build(config: Config, run: Run) -> Experiment:
         devices.check_divides(devices.mesh(run.devices, run.mesh), data.batch, config.parts)
     algorithm = descend(init_model, loss, optimizer, config.parts)
 
-    scores, answers = gpt_text.measuring(both, run), gpt_text.answering(both, run)
+    scores = gpt_text.measuring(both, run, config.batch // config.parts)
+    answers = gpt_text.answering(both, run)
     asked = config.data == "letters"  # whose tasks are learned from the context
 
     def test(state: State):

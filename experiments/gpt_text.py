@@ -30,9 +30,12 @@ class LanguageModel(NamedTuple):
     corpus: Corpus
 
 
-def measuring(language_model: LanguageModel, run: Run) -> Callable[[State, str], dict[str, float]]:
-    """(state, "validation" or "test") -> how well the windows of its text are predicted: the loss
-    of a token in nats, its perplexity, the bits of a character, and how many tokens are guessed."""
+def measuring(
+    language_model: LanguageModel, run: Run, size: int
+) -> Callable[[State, str], dict[str, float]]:
+    """(state, "validation" or "test") -> how well the windows of its text, so many at a time, are
+    predicted: the loss of a token in nats, its perplexity, the bits of a character, and how many
+    tokens are guessed."""
     model, corpus = language_model
 
     def measure(state: State, batch: Batch):
@@ -45,11 +48,10 @@ def measuring(language_model: LanguageModel, run: Run) -> Callable[[State, str],
             "tokens": real.sum(1),
         }
 
-    rows = len(corpus.batch["tokens"])
-    mean = evaluate.means(measure, devices.mesh(run.devices, run.mesh), rows)
+    mean = evaluate.means(measure, devices.mesh(run.devices, run.mesh), size)
 
     def scores(state: State, split: str) -> dict[str, float]:
-        means = mean(state, corpus.windows(split))
+        means = mean(state, corpus.windows(split, size))
         loss = means["loss"] / means["tokens"]
         return {
             "loss": loss,

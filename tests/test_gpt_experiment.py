@@ -18,13 +18,11 @@ from jaxhist import UserError, cli, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints, Progress
 from jaxhist.claims import Trained
-from jaxhist.data import text
+from jaxhist.data import batches, text
 from jaxhist.models.gpt import GPT, Classifier, Size
 from jaxhist.models.gpt_lstm import LanguageLSTM
 from jaxhist.packed import EOS, PAD
 from jaxhist.train import Run, train
-
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 TINY = dataclasses.replace(
     gpt.PRESETS["small"],
@@ -82,6 +80,20 @@ def test_what_is_measured_agrees(trained):
     assert line["bits/character"] == pytest.approx(line["loss"] / np.log(2) * 48 / 47)
     assert all(0 <= line[f"accuracy {k}-shot"] <= 1 for k in gpt_text.SHOTS)
     assert 2 < line["loss"] < 3.2  # of 18 tokens at random: 2.89
+
+
+def test_a_batch_in_parts_is_measured_in_parts():
+    """Not more windows at a time than are trained on, and to the same figures."""
+    whole, parts = (
+        gpt.build(dataclasses.replace(TINY, parts=parts), Run(devices=1)) for parts in (1, 4)
+    )
+    state = whole.init(jax.random.key(0))
+    want = whole.evaluate(state)
+    with pytest.MonkeyPatch.context() as patch:
+        slices, sizes = batches.slices, []
+        patch.setattr(batches, "slices", lambda x, size: sizes.append(size) or slices(x, size))
+        assert parts.evaluate(state) == pytest.approx(want, rel=1e-5)
+    assert sizes == [TINY.batch // 4]
 
 
 def complete(run, *arguments):

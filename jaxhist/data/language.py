@@ -29,7 +29,8 @@ class Corpus(NamedTuple):
 
     batch: Batch  # shapes and dtypes of a training batch: "tokens", [B, T + 1]
     train: Callable[[int, State], Batch]  # (step, state) -> windows, each anywhere in the stream
-    windows: Callable[[str], Iterator[Batch]]  # of "validation" or "test", end to end
+    # Of "validation" or "test", end to end, so many at a time.
+    windows: Callable[[str, int], Iterator[Batch]]
     tokens_per_character: Callable[[str], float]  # of "validation" or "test"
     vocabulary: Callable[[], Tokenizer]
 
@@ -77,11 +78,11 @@ def named(
         chosen = documents.first(texts(split), documents.HELD_OUT)
         return encode(chosen), sum(map(len, chosen))
 
-    def windows(split: str) -> Iterator[Batch]:
+    def windows(split: str, size: int) -> Iterator[Batch]:
         """Each token but the first is predicted once. What is behind the end is PAD."""
         stream, _ = held_out(split)
         rows = [stream[i : i + length + 1] for i in range(0, len(stream) - 1, length)]
-        return batches.slices({"tokens": text.padded(rows, length + 1)}, batch)
+        return batches.slices({"tokens": text.padded(rows, length + 1)}, size)
 
     @functools.cache
     def stream() -> jax.Array:
