@@ -21,6 +21,11 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+# Nor are programs optimized that run for so short a time, unless the environment says 0.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+optimized = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0"
+jax.config.update("jax_disable_most_optimizations", not optimized)
+
 # Not on other devices that may be here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
@@ -45,18 +50,10 @@ def command(tmp_path):
     return run
 
 
-@pytest.fixture(scope="module")
-def compiled_fast():
-    """Programs that run for so short a time are not worth optimizing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def popen_arguments(arguments, environment=None) -> dict:
     return {
         "args": [sys.executable, "-m", "experiments.resnet", *map(str, arguments)],
-        "env": {**os.environ, "JAX_PLATFORMS": "cpu", **(environment or {})},
+        "env": {**os.environ, **(environment or {})},
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
