@@ -32,8 +32,8 @@ jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# A residual network so small that a run of 60 steps takes seconds.
-TINY = ["train", "small", "--depth=8", "--batch=32", "--steps=60", "--evaluate-every=10"]
+# A residual network so small that a run takes seconds.
+TINY = ["train", "small", "--depth=8", "--batch=8", "--steps=40", "--evaluate-every=10"]
 
 
 @pytest.fixture

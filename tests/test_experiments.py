@@ -1,5 +1,7 @@
 """What holds for every experiment."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -58,35 +60,33 @@ def test_one_step_on_1_and_8_devices_agrees(module, config):
     assert np.abs(moved_1).max() > 0 and far.mean() < 0.01
 
 
-class Killed(Exception):
-    pass
-
-
 @EVERY
-def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path):
-    """It ends where nothing is saved: two steps after the last checkpoint."""
+def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path, monkeypatch):
+    """What a kill leaves is what is on the disk then. It is copied after a step that is not saved,
+    and goes on from there."""
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, *of: (save(self, *of), self.wait()))
 
-    def start(name, dies_at=None):
-        run = Run(workdir=str(tmp_path / name), log_every=1, save_every=2, devices=1)
+    def start(workdir):
+        run = Run(workdir=str(workdir), log_every=1, save_every=2, devices=1)
         experiment = module.build(config, run)
 
         def data(step, state):
-            if step == dies_at:
-                raise Killed
+            if step == 5 and not killed.exists():
+                shutil.copytree(undisturbed, killed)
             return experiment.data(step, state)
 
         train(experiment._replace(data=data), run, {"experiment": module.__name__, "config": {}})
 
-    start("undisturbed")
-    with pytest.raises(Killed):
-        start("killed", dies_at=5)
-    assert Checkpoints(tmp_path / "killed").steps()[0] == 4
-    start("killed")
+    start(undisturbed)
+    start(killed)
+    assert [each["step"] for each in log.read(killed)[0]["starts"]] == [0, 4]
     lines = [
-        [{k: v for k, v in line.items() if k != "speed"} for line in log.read(tmp_path / name)[1:]]
-        for name in ("undisturbed", "killed")
+        [{k: v for k, v in line.items() if k != "speed"} for line in log.read(name)[1:]]
+        for name in (undisturbed, killed)
     ]
     assert lines[0] == lines[1] and len(lines[0]) == 6 + 2 + 1
     layout = jax.eval_shape(module.build(config, Run()).init, jax.random.key(0))
-    a, b = (Checkpoints(tmp_path / name).restore(6, layout) for name in ("undisturbed", "killed"))
+    a, b = (Checkpoints(name).restore(6, layout) for name in (undisturbed, killed))
     jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -86,7 +86,7 @@ def during_compilation(process, workdir, rng):
 
 
 def during_an_evaluation(process, workdir, rng):
-    step = rng.choice([10, 20, 30, 40])
+    step = rng.choice([10, 20, 30])
     last = lambda: (logged(workdir) or [{"step": 0}])[-1]["step"]
     wait_for(process, lambda: last() >= step)
     time.sleep(rng.uniform(0, 0.02))
