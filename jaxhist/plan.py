@@ -209,9 +209,11 @@ def _compiled(program: jax.stages.Traced, plan: Plan, where: Slice) -> Plan:
         return _refused(plan, str(error))
     seconds = time.monotonic() - begin
     has, does = compiled.memory_analysis(), hlo.totals(compiled.as_text(), where.count)
+    # At the peak, which the compiler holds against the memory of the chip. The sum of all that it
+    # lays out is more: not all of that is there at once.
     more = {
         "padding": max(has.argument_size_in_bytes - plan.needed, 0),
-        "temporaries": has.temp_size_in_bytes + has.output_size_in_bytes - has.alias_size_in_bytes,
+        "temporaries": max(has.peak_memory_in_bytes - has.argument_size_in_bytes, 0),
         "program": has.generated_code_size_in_bytes,
     }
     limits = {
@@ -231,12 +233,11 @@ def _compiled(program: jax.stages.Traced, plan: Plan, where: Slice) -> Plan:
 def _refused(plan: Plan, error: str) -> Plan:
     """The plan, with the compiler's reason, where that is a memory too small."""
     size = r"([\d.]+)([KMGT])"
-    used = re.search(rf"Used {size} of {size} hbm", error)
-    temporaries = re.search(rf"HLO temporaries \({size}\)", error)
-    if not used and not temporaries:
+    # Either is of all that is there at once, what a checkpoint holds among it.
+    used = re.search(rf"(?:Used |HLO temporaries \(){size}", error)
+    if not used:
         raise UserError(f"the compiler fails: {' '.join(error.split())[:300]}")
-    bytes_of = lambda found: round(float(found[1]) * 1024 ** " KMGT".index(found[2]))
-    more = bytes_of(temporaries) if temporaries else bytes_of(used) - plan.needed
+    more = round(float(used[1]) * 1024 ** " KMGT".index(used[2])) - plan.needed
     most = re.search(r'Size: (\S+)\s.*?op_name="(.*?)".*?Shape: (\S+?\])', error, re.DOTALL)
     largest = f"; the largest array, {most[3]} of {most[1]}, is of {most[2]}" if most else ""
     return dataclasses.replace(

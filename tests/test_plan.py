@@ -77,7 +77,7 @@ def test_what_is_tried():
         (
             "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
             "temporaries (54.50G) exceeds available HBM (15.75G).",
-            round(54.5 * GIB),
+            round(54.5 * GIB) - 100,
             "too much",
         ),
         (
@@ -296,6 +296,22 @@ def test_what_does_not_fit_is_an_error_and_says_how_much_it_needs():
     assert process.returncode == 1
     (line,) = [line for line in process.stderr.splitlines() if line.startswith("error")]
     assert "it needs 1,951.4 GiB on each chip, which has 16.0 GiB" in line
+
+
+@compiles
+@pytest.mark.long
+def test_what_fits_and_what_does_not_need_memory_in_proportion(tmp_path):
+    """The compiler says so in two ways: of what it has compiled, and of what it refuses."""
+    output, temporaries = tmp_path / "plans.json", {}
+    for batch, code in ((200_000, 0), (400_000, 1)):
+        options = ["--widths", 8192, 8192, "--batch", batch, "--topology", "v5e:1x1"]
+        process = command("experiments.adam", "plan", "small", *options, "--output", output)
+        assert process.returncode == code, process.stderr
+        plans = json.loads(output.read_text())
+        (figures,) = (plans[name] for name in plans if str(batch) in name)
+        assert figures["fits"] == (code == 0) == (figures["needed"] < figures["available"])
+        temporaries[batch] = figures["memory"]["temporaries"]
+    assert temporaries[400_000] == pytest.approx(2 * temporaries[200_000], rel=0.02)
 
 
 @compiles
