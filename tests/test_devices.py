@@ -66,12 +66,10 @@ def test_a_batch_lies_in_equal_parts_on_all_devices():
 
 def test_a_memory_that_is_full_is_one_line():
     with (
-        pytest.raises(
-            UserError, match=r"is full \(Out of memory allocating 1759\d+ bytes.*--batch"
-        ),
+        pytest.raises(UserError, match=r"is full \(Out of memory allocating \d+ bytes.*--batch"),
         devices.failing_in_one_line(),
     ):
-        jnp.zeros(2**42)
+        jnp.zeros(2**50)  # more than there are addresses
 
 
 def test_what_else_fails_on_a_device_is_no_such_line():
