@@ -30,9 +30,7 @@ class LanguageModel(NamedTuple):
     corpus: Corpus
 
 
-def measuring(
-    language_model: LanguageModel, run: Run, size: int
-) -> Callable[[State, str], dict[str, float]]:
+def measuring(language_model: LanguageModel, run: Run, size: int) -> Callable:
     """(state, "validation" or "test") -> how well the windows of its text, so many at a time, are
     predicted: the loss of a token in nats, its perplexity, the bits of a character, and how many
     tokens are guessed."""
@@ -52,9 +50,8 @@ def measuring(
 
     def scores(state: State, split: str) -> dict[str, float]:
         means = mean(state, corpus.windows(split, size))
-        loss = means["loss"] / means["tokens"]
         return {
-            "loss": loss,
+            "loss": (loss := means["loss"] / means["tokens"]),
             "perplexity": float(np.exp(loss)),
             "bits/character": float(loss / np.log(2) * corpus.tokens_per_character(split)),
             "accuracy": means["right"] / means["tokens"],

@@ -21,16 +21,15 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-# Nor are programs optimized that run for so short a time, unless the environment says 0.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-optimized = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0"
-jax.config.update("jax_disable_most_optimizations", not optimized)
-
 # Not on other devices that may be here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Programs that run for so short a time are not worth optimizing, unless the environment says "0".
+OPTIMIZED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "0"
+FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not OPTIMIZED))}  # for commands
 
 # A residual network so small that a run takes seconds.
 TINY = ["train", "small", "--depth=8", "--batch=8", "--steps=40", "--evaluate-every=10"]
@@ -48,6 +47,14 @@ def command(tmp_path):
         return process
 
     return run
+
+
+@pytest.fixture(scope="module")
+def compiled_fast():
+    """As `FAST`, for the programs of a test module."""
+    jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def popen_arguments(arguments, environment=None) -> dict:

@@ -26,6 +26,8 @@ from jaxhist.models.alexnet import (
 )
 from jaxhist.train import Run
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 @pytest.mark.parametrize(
     ("model", "count", "products"),

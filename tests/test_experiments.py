@@ -13,6 +13,8 @@ from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
 from jaxhist.train import Run, train
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 EVERY = pytest.mark.parametrize(
     "module, config",
     [

@@ -27,6 +27,8 @@ from jaxhist.models.googlenet import (
 )
 from jaxhist.train import Run
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 # Table 1. Module -> pixels on a side, channels in and out, parameters with biases, millions of
 # multiply-adds.
 TABLE = {

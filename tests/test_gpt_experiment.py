@@ -38,6 +38,8 @@ TINY = dataclasses.replace(
     evaluate_every=2,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 # Completions
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import TINY, popen_arguments
+from conftest import FAST, TINY, popen_arguments
 
 from jaxhist import log
 from jaxhist.checkpoint import Checkpoints
@@ -20,7 +20,7 @@ RUN = [*TINY, "--run.log-every=1", "--run.save-every=4"]
 
 def start(workdir, compiled=True):
     """Start the run; if not `compiled`, without the programs that other tests have compiled."""
-    environment = {} if compiled else {"JAX_COMPILATION_CACHE_DIR": ""}
+    environment = FAST | ({} if compiled else {"JAX_COMPILATION_CACHE_DIR": ""})
     return subprocess.Popen(**popen_arguments([*RUN, "--run.workdir", workdir], environment))
 
 
@@ -134,7 +134,7 @@ def test_asked_to_stop(sent, undisturbed, tmp_path):
 
 def test_a_second_signal_ends_at_once(tmp_path):
     """Also while the main thread is busy where no Python handler runs: it compiles."""
-    environment = {"JAX_COMPILATION_CACHE_DIR": ""}
+    environment = FAST | {"JAX_COMPILATION_CACHE_DIR": ""}
     arguments = ["train", "small", "--depth=56", "--run.workdir", tmp_path / "run"]
     process = subprocess.Popen(**popen_arguments(arguments, environment))
     during_compilation(process, tmp_path / "run", random.Random(0))

@@ -15,6 +15,7 @@ EXTRA = "parity with Hugging Face needs the extra [parity]"
 torch = pytest.importorskip("torch", reason=EXTRA)
 transformers = pytest.importorskip("transformers", reason=EXTRA)
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 V, CLASSES = 40, 3
 BERT = bert.Size(layers=2, width=16, heads=2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import grain
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import FAST, TINY
 from every import EXPERIMENTS
 from test_kill import arrays, logged
 
@@ -29,7 +29,7 @@ def start(count, devices, *arguments, **environment):
     with contextlib.closing(socket.socket()) as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment |= {
+    environment |= FAST | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",

@@ -25,7 +25,7 @@ SMALL = dataclasses.replace(transformer.PRESETS["small"], layers=1, width=16, hi
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short():
+def short(compiled_fast):
     """Numbers of few digits, few of them held out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(translation, "HELD_OUT", 16)

@@ -15,7 +15,7 @@ from jaxhist import processes
 from jaxhist.train import Run, train
 
 CONFIG = dataclasses.replace(
-    resnet.PRESETS["small"], depth=8, batch=16, steps=20, evaluate_every=20, dtype="float64"
+    resnet.PRESETS["small"], depth=8, batch=8, steps=20, evaluate_every=20, dtype="float64"
 )
 
 
