@@ -4,7 +4,8 @@
     python -m benchmarks.gpt gpt2 [--batch 16] [--rounds 20]
 
 Both in bfloat16 with float32 parameters, no dropout, AdamW, gradients of norm 1 at most. PyTorch's
-is compiled and its attention fused. Writes results/benchmark-gpt-PRESET.json.
+attention is fused or as written, and its step compiled or not. Writes
+results/benchmark-gpt-PRESET.json.
 """
 
 import argparse

@@ -30,11 +30,11 @@ class LanguageModel(NamedTuple):
     corpus: Corpus
 
 
-def measuring(language_model: LanguageModel, run: Run, size: int) -> Callable:
+def measuring(both: LanguageModel, run: Run, size: int) -> Callable[[State, str], dict[str, float]]:
     """(state, "validation" or "test") -> how well the windows of its text, so many at a time, are
     predicted: the loss of a token in nats, its perplexity, the bits of a character, and how many
     tokens are guessed."""
-    model, corpus = language_model
+    model, corpus = both
 
     def measure(state: State, batch: Batch):
         tokens, target = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
@@ -50,8 +50,9 @@ def measuring(language_model: LanguageModel, run: Run, size: int) -> Callable:
 
     def scores(state: State, split: str) -> dict[str, float]:
         means = mean(state, corpus.windows(split, size))
+        loss = means["loss"] / means["tokens"]
         return {
-            "loss": (loss := means["loss"] / means["tokens"]),
+            "loss": loss,
             "perplexity": float(np.exp(loss)),
             "bits/character": float(loss / np.log(2) * corpus.tokens_per_character(split)),
             "accuracy": means["right"] / means["tokens"],

@@ -234,7 +234,8 @@ def _refused(plan: Plan, error: str) -> Plan:
     """The plan, with the compiler's reason, where that is a memory too small."""
     size = r"([\d.]+)([KMGT])"
     # Either is of all that is there at once, what a checkpoint holds among it.
-    used = re.search(rf"(?:Used |HLO temporaries \(){size}", error)
+    used = re.search(rf"Used {size} of \S+ hbm", error)
+    used = used or re.search(rf"HLO temporaries \({size}\)", error)
     if not used:
         raise UserError(f"the compiler fails: {' '.join(error.split())[:300]}")
     more = round(float(used[1]) * 1024 ** " KMGT".index(used[2])) - plan.needed

@@ -24,6 +24,8 @@ from jaxhist.models.gpt_lstm import LanguageLSTM
 from jaxhist.packed import EOS, PAD
 from jaxhist.train import Run, train
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 TINY = dataclasses.replace(
     gpt.PRESETS["small"],
     data="letters",
@@ -37,8 +39,6 @@ TINY = dataclasses.replace(
     steps=2,
     evaluate_every=2,
 )
-
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 # Completions
 

@@ -102,6 +102,8 @@ def test_another_error_of_the_compiler():
     known = plan.Plan(1, {"params": 100}, 16 * GIB, 0, {"products": 0.0})
     with pytest.raises(UserError, match="the compiler fails: INTERNAL: no idea"):
         plan._refused(known, "INTERNAL: no\n  idea")
+    with pytest.raises(UserError, match=r"the compiler fails: .* vmem"):  # a memory within the chip
+        plan._refused(known, "RESOURCE_EXHAUSTED: Used 130.00M of 128.00M vmem")
 
 
 def test_a_search_goes_on_until_something_fits(monkeypatch, capsys):
