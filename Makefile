@@ -3,7 +3,10 @@
 # make claims                                               what the papers say, put to the test
 # make test | test-long | lint | clean
 
-PYTHON ?= python3
+# The newest Python that starts and can make an environment: a name may be there that only prints an
+# error.
+PYTHON ?= $(or $(shell for name in python3.14 python3.13 python3.12 python3.11 python3; do \
+    $$name -c 'import ensurepip, venv' 2>/dev/null && echo $$name && break; done),python3)
 VENV ?= .venv
 ACCELERATOR ?=
 BIN := $(VENV)/bin
@@ -18,6 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	    --constraint constraints.txt --editable '.[play,test$(if $(ACCELERATOR),$(comma)$(ACCELERATOR))]'
+	$(BIN)/python -c 'import platform; from importlib.metadata import version; print("Python", platform.python_version(), "with jax", version("jax"))'
 	touch $@
 
 comma := ,
