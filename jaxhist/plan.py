@@ -5,6 +5,7 @@ with the `tpu` extra, does so on any Linux machine. For a GPU, or without libtpu
 from shapes is said. Nothing is run, and no data is read.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import itertools
@@ -22,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxhist import UserError, devices, finite, flops, hlo, tell
-from jaxhist.algorithm import keys
+from jaxhist.algorithm import State, keys
 from jaxhist.chips import GIB, Slice, named
 from jaxhist.devices import Axes
 from jaxhist.files import failing_in_one_line, write_durably
@@ -87,12 +89,19 @@ LIMITS = {
 
 
 # In a process of its own: libtpu, once loaded, looks for TPUs, and may end the process.
-_INSIDE = "JAXHIST_PLANS"
+INSIDE = {
+    "JAXHIST_PLANS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",  # no TPU is asked what it is
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nor is one used, so others may compile meanwhile
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 
 
 def inside() -> bool:
     """Whether this is the process that compiles."""
-    return _INSIDE in os.environ
+    return "JAXHIST_PLANS" in os.environ
 
 
 def outside() -> int:
@@ -104,15 +113,7 @@ def outside() -> int:
     Raises:
       UserError: it was ended by a signal.
     """
-    environment = {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",  # no TPU is asked what it is
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nor is one used, so others may compile meanwhile
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        _INSIDE: "1",
-    }
-    code = subprocess.run(sys.orig_argv, env=os.environ | environment).returncode
+    code = subprocess.run(sys.orig_argv, env=os.environ | INSIDE).returncode
     if code < 0:
         raise UserError(
             f"the process that compiles was ended by {signal.Signals(-code).name}; after SIGKILL, "
@@ -173,6 +174,32 @@ def make(build: Build, config: Any, run: Run, where: Slice) -> Plan:
     Raises:
       UserError: the configuration does not go with the mesh, or the compiler fails.
     """
+    key = keys(0)  # made here: the mesh's devices compute nothing
+    with _on(build, config, run, where) as (mesh, experiment, layout):
+        memory = _held(mesh, experiment, layout)
+        program = finite.traced(experiment.step, key.step, mesh, layout, experiment.batch)
+        cost = flops.count(program.jaxpr.jaxpr)
+        plan = Plan(
+            steps=experiment.steps,
+            memory=memory,
+            available=where.chip.memory,
+            flops=cost,
+            seconds={"products": cost / mesh.size / devices.PEAK_FLOPS[where.chip.kind]},
+        )
+        if plan.needed > plan.available:
+            return dataclasses.replace(plan, refused="what a checkpoint holds is too much already")
+        return _compiled(program, plan, where) if where.devices else plan
+
+
+@contextlib.contextmanager
+def _on(
+    build: Build, config: Any, run: Run, where: Slice
+) -> Iterator[tuple[Mesh | AbstractMesh, Experiment, State]]:
+    """Inside, programs are for this mesh; yields it, the experiment, and the layout of its state.
+
+    Raises:
+      UserError: the configuration does not go with the mesh.
+    """
     if run.devices:
         raise UserError("--topology says how many chips there are; leave --run.devices away")
     key = keys(0)
@@ -183,21 +210,14 @@ def make(build: Build, config: Any, run: Run, where: Slice) -> Plan:
     devices.check_divides(mesh, experiment.batch)
     with within(mesh):
         shapes = jax.eval_shape(experiment.init, key.init)
-        layout = devices.layout(mesh, shapes, experiment.tensor)
-        parts = {name: getattr(layout, name) for name in ("params", "opt_state", "extra")}
-        parts["batch"] = devices.spread(mesh, experiment.batch)
-        program = finite.traced(experiment.step, key.step, mesh, layout, experiment.batch)
-        cost = flops.count(program.jaxpr.jaxpr)
-        plan = Plan(
-            steps=experiment.steps,
-            memory={name: _bytes(tree) for name, tree in parts.items()},
-            available=where.chip.memory,
-            flops=cost,
-            seconds={"products": cost / mesh.size / devices.PEAK_FLOPS[where.chip.kind]},
-        )
-        if plan.needed > plan.available:
-            return dataclasses.replace(plan, refused="what a checkpoint holds is too much already")
-        return _compiled(program, plan, where) if where.devices else plan
+        yield mesh, experiment, devices.layout(mesh, shapes, experiment.tensor)
+
+
+def _held(mesh: Mesh | AbstractMesh, experiment: Experiment, layout: State) -> dict[str, int]:
+    """The bytes on each chip of what a checkpoint holds, and of a batch."""
+    parts = {name: getattr(layout, name) for name in ("params", "opt_state", "extra")}
+    parts["batch"] = devices.spread(mesh, experiment.batch)
+    return {name: _bytes(tree) for name, tree in parts.items()}
 
 
 def _compiled(program: jax.stages.Traced, plan: Plan, where: Slice) -> Plan:
@@ -258,11 +278,12 @@ def candidates(build: Build, config: Any, run: Run, where: Slice) -> Iterator[tu
         for fsdp in (n for n in range(1, where.count + 1) if where.count % (n * tensor) == 0):
             on = dataclasses.replace(run, mesh=Axes(0, fsdp, tensor))
             try:
-                plan = make(build, other, on, uncompiled)
+                with _on(build, other, on, uncompiled) as laid_out:
+                    needed = sum(_held(*laid_out).values())
             except UserError:  # the model or the batch cannot be split so
                 continue
-            if not plan.refused:
-                fitting[on] = plan.needed
+            if needed <= where.chip.memory:
+                fitting[on] = needed
         half = [on for on, needed in fitting.items() if needed < where.chip.memory / 2]
         for on in dict.fromkeys(half[:1] + list(fitting)[-1:]):
             if (other, on.mesh) != (config, run.mesh):
