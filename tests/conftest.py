@@ -1,15 +1,18 @@
-"""Eight virtual CPU devices, strict shapes, and commands run as a user runs them."""
+"""Eight virtual CPU devices, strict shapes, and commands as a user gives them."""
 
 import atexit
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
+import time
+from types import SimpleNamespace
 
+import forked
 import jax
 import pytest
 import tensorflow_datasets as tfds
+
+from jaxhist import log, plots
 
 # Most of the time goes into compiling: all processes of a test session share what they compile.
 # (pytest-xdist's workers and the commands find the directory in the environment, which this process
@@ -27,21 +30,26 @@ jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Programs that run for so short a time are not worth optimizing, unless the environment says "0".
-OPTIMIZED = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "0"
-FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not OPTIMIZED))}  # for commands
+# Programs that run for so short a time are not worth optimizing, which takes twice as long as to
+# compile them (`JAX_DISABLE_MOST_OPTIMIZATIONS=0` before the command optimizes them).
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+jax.config.update(
+    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+)
 
 # A residual network so small that a run takes seconds.
 TINY = ["train", "small", "--depth=8", "--batch=8", "--steps=40", "--evaluate-every=10"]
 
 
 @pytest.fixture
-def command(tmp_path):
-    """Run `python -m experiments.resnet ...` and wait, with one CPU device and the run's directory
-    in a temporary one. Returns the finished process, its output as text."""
+def command():
+    """Run `python -m experiments.resnet ...` and wait, with one CPU device. Returns the finished
+    process, its output as text."""
 
-    def run(*arguments, check=None, **environment):
-        process = subprocess.run(**popen_arguments(arguments, environment), timeout=300)
+    def run(*arguments, check=None, folder=".", **environment):
+        process = forked.run(
+            "experiments.resnet", *arguments, environment=environment, folder=folder
+        )
         if check is not None:
             assert process.returncode == check, process.stderr
         return process
@@ -49,22 +57,24 @@ def command(tmp_path):
     return run
 
 
-@pytest.fixture(scope="module")
-def compiled_fast():
-    """As `FAST`, for the programs of a test module."""
-    jax.config.update("jax_disable_most_optimizations", not OPTIMIZED)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """A run in a test draws no curves, which takes a second, unless the test asks for `drawn`."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(plots, "curves", lambda workdir: None)
 
 
-def popen_arguments(arguments, environment=None) -> dict:
-    return {
-        "args": [sys.executable, "-m", "experiments.resnet", *map(str, arguments)],
-        "env": {**os.environ, **(environment or {})},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-    }
+@pytest.fixture
+def drawn():
+    """The curves of a run are drawn."""
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands for the clock of a run's log: time passes where a test says so, in seconds."""
+    clock = SimpleNamespace(now=0.0, time=time.time, monotonic=lambda: clock.now)
+    monkeypatch.setattr(log, "time", clock)
+    return clock
 
 
 def needs(name):

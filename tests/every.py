@@ -1,6 +1,7 @@
 """Every experiment, on a network so small that it takes seconds."""
 
 import dataclasses
+import functools
 from pydoc_data.topics import topics
 
 from experiments import (
@@ -17,6 +18,7 @@ from experiments import (
     regression,
     seq2seq,
     simclr,
+    simclr_probe,
     transformer,
 )
 from jaxhist.data import documents, masked, translation
@@ -54,13 +56,14 @@ EXPERIMENTS = [
 
 def brief(setattr):
     """What measures samples learns for an epoch; numbers to be translated are few and short, and so
-    are documents; questions are few."""
+    are documents; questions are few, and so are the images on a map."""
     setattr(gan_samples, "SEEN", 1)
     setattr(translation, "HELD_OUT", 16)
     setattr(translation, "DIGITS", 4)
     setattr(masked, "TESTED", 16)
     setattr(gpt_text, "QUESTIONS", 16)
     setattr(documents, "python", few_documents)
+    setattr(simclr_probe, "draw_map", functools.partial(simclr_probe.draw_map, count=100))
 
 
 def few_documents(split):

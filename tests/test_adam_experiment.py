@@ -15,8 +15,6 @@ from jaxhist.algorithm import DIVERGED, keys
 from jaxhist.claims import Equation, _equation
 from jaxhist.train import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 # Of the sheet: MNIST 784 -> 10, 784-1000-1000-10, c64-c64-c128-1000 on CIFAR-10, 784-500-50.
 PARAMETERS = {
     "paper-logistic": 7_850,

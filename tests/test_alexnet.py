@@ -26,8 +26,6 @@ from jaxhist.models.alexnet import (
 )
 from jaxhist.train import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 @pytest.mark.parametrize(
     ("model", "count", "products"),

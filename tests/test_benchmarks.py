@@ -12,8 +12,6 @@ from jaxhist.models.resnet import ResNet, SmallResNet
 torch = pytest.importorskip("torch", reason="the twins need the extra [benchmark]")
 twins = pytest.importorskip("benchmarks.resnet")
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 def to_flax(twin):
     """The weights of a twin as a tree of flax's names and layouts."""

@@ -11,8 +11,6 @@ from jaxhist import UserError, packed
 from jaxhist.models import bert
 from jaxhist.models.bert import BASE, LARGE, PreTraining, Size
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 def shapes(model, *inputs):
     init = partial(model.init, train=False)

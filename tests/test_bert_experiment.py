@@ -19,8 +19,6 @@ from jaxhist.data import documents, masked, wordpiece
 from jaxhist.models.bert import PreTraining, Size
 from jaxhist.train import Run, train
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SPECIAL = wordpiece.Special(0, 1, 2, 3, 4)
 
 

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import forked
 import pytest
-from conftest import TINY, needs, popen_arguments
+from conftest import TINY, needs
+from forked import Command
 
 from jaxhist import log
 
@@ -17,7 +19,7 @@ def finished(tmp_path_factory):
     """The directory of a short finished run."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     arguments = [*TINY, "--steps=20", "--run.workdir", workdir, "--run.save-every=5"]
-    process = subprocess.run(**popen_arguments(arguments))
+    process = forked.run("experiments.resnet", *arguments)
     assert process.returncode == 0, process.stderr
     return workdir
 
@@ -75,15 +77,14 @@ def test_evaluate_repeats_the_figures_of_the_run(command, finished):
     assert said["test"] == {name: test[name] for name in ("loss", "accuracy")}
 
 
-def test_the_default_directory_is_below_the_present_one(tmp_path):
+def test_the_default_directory_is_below_the_present_one(command, tmp_path):
     """`train`, the same command again, and `evaluate` with a relative path."""
     for arguments in (
         [*TINY, "--steps=20"],
         [*TINY, "--steps=20"],
         ["evaluate", "runs/resnet-small"],
     ):
-        process = subprocess.run(**popen_arguments(arguments), cwd=tmp_path)
-        assert (process.returncode, process.stderr) == (0, "")
+        assert command(*arguments, check=0, folder=tmp_path).stderr == ""
     assert (tmp_path / "runs" / "resnet-small" / "curves.png").exists()
     assert len(log.read(tmp_path / "runs" / "resnet-small")[0]["starts"]) == 2
 
@@ -250,12 +251,13 @@ def small_disk(tmp_path):
 
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     """`train | head -1`: the first line is read, and then nothing."""
+    os.mkfifo(tmp_path / "pipe")
     arguments = [*TINY, "--run.workdir", tmp_path / "run"]
-    process = subprocess.Popen(**popen_arguments(arguments))
-    assert process.stdout.readline() == "compiling for 1 x cpu\n"
-    process.stdout.close()
-    assert (process.wait(timeout=300), process.stderr.read()) == (0, "")
-    process.stderr.close()
+    started = Command("experiments.resnet", *arguments, output=tmp_path / "pipe")
+    with (tmp_path / "pipe").open() as pipe:
+        assert pipe.readline() == "compiling for 1 x cpu\n"
+    process = started.ended()
+    assert (process.returncode, process.stderr) == (0, "")
     assert log.read(tmp_path / "run")[-1]["phase"] == "test"
 
 

@@ -47,15 +47,13 @@ def test_it_is_the_convolution_of_xla(case, dtype):
     size, *rest = CASES[case]
     with jax.enable_x64(dtype == "float64"):
         x, kernel = operands(size, dtype)
-        ours = value_and_gradients(convolve, x, kernel, *rest)
-        theirs = value_and_gradients(lax.conv_general_dilated, x, kernel, *rest)
+        of = lambda function: jax.jit(lambda *both: value_and_gradients(function, *both, *rest))
+        ours, theirs = (of(each)(x, kernel) for each in (convolve, lax.conv_general_dilated))
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == other.dtype == dtype
-            scale = float(jnp.abs(other).max())
-            rounding = 100 * float(jnp.finfo(dtype).eps) * scale
-            np.testing.assert_allclose(
-                np.asarray(one, np.float64), np.asarray(other, np.float64), atol=rounding, rtol=0
-            )
+            one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+            rounding = 100 * float(jnp.finfo(dtype).eps) * np.abs(other).max()
+            np.testing.assert_allclose(one, other, atol=rounding, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 8])

@@ -11,8 +11,6 @@ from jaxhist import decode
 from jaxhist.models.transformer import Size, Transformer
 from jaxhist.packed import EOS, PAD
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 B, V, L = 4, 4, 3
 # Logits after every beginning of up to two tokens, which the cache tells apart, for each of B.
 TABLE = np.random.default_rng(1).normal(size=(B, V**L, V), scale=1.5).astype(np.float32)

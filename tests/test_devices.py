@@ -16,8 +16,6 @@ from jaxhist.train import Run
 CONFIG = dataclasses.replace(PRESETS["small"], depth=8, batch=32, steps=20)
 KEY = keys(0)
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 def on(count):
     """One step on `count` devices; its loss, the state before and after it, as numpy."""

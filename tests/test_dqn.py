@@ -22,8 +22,6 @@ from jaxhist.data.play import Game
 from jaxhist.models.dqn import Linear, MinAtar, Nature, Workshop
 from jaxhist.train import Run, train
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 # Models.
 
 

@@ -25,8 +25,6 @@ from jaxhist.models import dcgan
 from jaxhist.models.gan import Discriminator, Generator, Maxout, log_odds
 from jaxhist.train import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 # Models.
 
 

@@ -12,8 +12,6 @@ from experiments import gpt
 from jaxhist import UserError, cli
 from jaxhist.models.gpt import GPT, GPT2, GPT3, VOCABULARY, Attention, Block, Size
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 V, T, SIZE = 11, 8, Size(layers=4, width=8, heads=2)
 MODEL = GPT(V, SIZE, T)
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, V, (2, T)), jnp.int32)

@@ -24,8 +24,6 @@ from jaxhist.models.gpt_lstm import LanguageLSTM
 from jaxhist.packed import EOS, PAD
 from jaxhist.train import Run, train
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 TINY = dataclasses.replace(
     gpt.PRESETS["small"],
     data="letters",

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from conftest import needs
 
 from jaxhist import UserError
-from jaxhist.data import images
+from jaxhist.data import images, prepared
 
 
 def test_digits_are_split_by_label_and_always_the_same():
@@ -70,24 +70,34 @@ def test_random_mirror_turns_half():
 
 @needs("mnist")
 def test_a_tfds_set_is_decoded_once_and_read_from_the_cache(tmp_path, monkeypatch):
+    """Of the first thousand examples of each split."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = images.from_tfds("mnist", 5000)
+    examples, found = prepared.examples, []
+
+    def few(builder, split):
+        whole = examples(builder, split)
+        found.append(len(whole))
+        return [whole[i] for i in range(1000)]
+
+    monkeypatch.setattr(prepared, "examples", few)
+    source = images.from_tfds("mnist", 100)
     assert source.shape == (28, 28, 1) and source.classes == 10
     splits = source.load()
-    assert [len(splits[name]["label"]) for name in splits] == [55_000, 5_000, 10_000]
+    assert found == [60_000, 10_000]
+    assert [len(splits[name]["label"]) for name in splits] == [900, 100, 1000]
     direct = tfds.data_source("mnist", split="test")
-    for i in (0, 9_999):
+    for i in (0, 999):
         np.testing.assert_array_equal(splits["test"]["image"][i], direct[i]["image"])
         assert splits["test"]["label"][i] == direct[i]["label"]
     cached = list((tmp_path / "jaxhist").iterdir())
     assert len(cached) == 2
     monkeypatch.setattr(images, "track", None)  # to decode again would fail
-    again = images.from_tfds("mnist", 5000).load()
+    again = images.from_tfds("mnist", 100).load()
     jax.tree.map(np.testing.assert_array_equal, splits, again)
     for path in cached:
         path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(UserError, match=r"cache .* is damaged"):
-        images.from_tfds("mnist", 5000).load()
+        images.from_tfds("mnist", 100).load()
 
 
 @pytest.mark.parametrize("name", ["cifar10", "no_such_set"])

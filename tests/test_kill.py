@@ -2,7 +2,6 @@
 
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import FAST, TINY, popen_arguments
+from conftest import TINY
+from forked import Command
 
 from jaxhist import log
 from jaxhist.checkpoint import Checkpoints
@@ -20,14 +20,9 @@ RUN = [*TINY, "--run.log-every=1", "--run.save-every=4"]
 
 def start(workdir, compiled=True):
     """Start the run; if not `compiled`, without the programs that other tests have compiled."""
-    environment = FAST | ({} if compiled else {"JAX_COMPILATION_CACHE_DIR": ""})
-    return subprocess.Popen(**popen_arguments([*RUN, "--run.workdir", workdir], environment))
-
-
-def finish(process):
-    """Its exit code and errors. Read to the end: a full pipe would stop it."""
-    _, errors = process.communicate(timeout=300)
-    return process.returncode, errors
+    environment = {} if compiled else {"JAX_COMPILATION_CACHE_DIR": ""}
+    arguments = [*RUN, "--run.workdir", workdir]
+    return Command("experiments.resnet", *arguments, environment=environment)
 
 
 def logged(workdir):
@@ -56,8 +51,8 @@ def arrays(workdir):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, errors = finish(start(workdir, compiled=False))
-    assert code == 0, errors
+    process = start(workdir, compiled=False).ended()
+    assert process.returncode == 0, process.stderr
     return workdir
 
 
@@ -71,7 +66,7 @@ def assert_same(workdir, undisturbed):
 
 def wait_for(process, happened):
     """Return when it happened, or when the run has ended."""
-    while process.poll() is None and not happened():
+    while process.runs() and not happened():
         time.sleep(0.001)
 
 
@@ -84,9 +79,7 @@ def reached(workdir):
 
 
 def during_compilation(process, workdir, rng):
-    for line in process.stdout:
-        if line.startswith("compiling"):
-            break
+    wait_for(process, lambda: "compiling" in process.output.read_text())
     time.sleep(rng.uniform(0, 0.5))  # it takes some seconds
 
 
@@ -114,9 +107,9 @@ def disturb(workdir, moments, sent, rng, compiled=True):
         process = start(workdir, compiled)
         moment(process, workdir, rng)
         process.send_signal(sent)
-        codes.append(finish(process)[0])
-    code, errors = finish(start(workdir, compiled))
-    assert code == 0, errors
+        codes.append(process.ended().returncode)
+    process = start(workdir, compiled).ended()
+    assert process.returncode == 0, process.stderr
     return codes
 
 
@@ -139,18 +132,17 @@ def test_asked_to_stop(sent, undisturbed, tmp_path):
 
 def test_a_second_signal_ends_at_once(tmp_path):
     """Also while the main thread is busy where no Python handler runs: it compiles."""
-    environment = FAST | {"JAX_COMPILATION_CACHE_DIR": ""}
     arguments = ["train", "small", "--depth=56", "--run.workdir", tmp_path / "run"]
-    process = subprocess.Popen(**popen_arguments(arguments, environment))
+    environment = {"JAX_COMPILATION_CACHE_DIR": ""}
+    process = Command("experiments.resnet", *arguments, environment=environment)
     during_compilation(process, tmp_path / "run", random.Random(0))
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    begin = time.monotonic()
+    wait_for(process, lambda: process.errors.read_text().endswith("\n"))
     process.send_signal(signal.SIGTERM)
-    code, errors = finish(process)
-    assert code == 128 + signal.SIGTERM
-    assert time.monotonic() - begin < 2
-    assert errors == "SIGTERM: finishing the step, then saving; once more to leave at once\n"
+    ended = process.ended()
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stderr == "SIGTERM: finishing the step, then saving; once more to leave at once\n"
+    assert ended.stdout == "compiling for 1 x cpu\n"  # it has not come to its first step
 
 
 @pytest.mark.long

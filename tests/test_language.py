@@ -14,8 +14,6 @@ from jaxhist.data import documents, language, text
 from jaxhist.packed import EOS, PAD, UNK
 from jaxhist.shots import Question
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 # Data
 
 

@@ -1,4 +1,5 @@
 import json
+import threading
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +81,44 @@ def test_utilization_is_there_where_the_peak_is_known(make, tmp_path):
         assert speed["tokens/s"] == pytest.approx(7 / speed["seconds/step"])
         if expected:
             assert speed["utilization"] == pytest.approx(speed["FLOP/s"] / peak)
+
+
+class Running:
+    """A step on the devices, which ends when the test says so."""
+
+    def __init__(self):
+        self.ended = threading.Event()
+
+    def block_until_ready(self):
+        self.ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("ends", "waited"),
+    [
+        (1, 5),  # the devices are done already when the batch is asked for
+        (4, 2),  # they are done before it is there
+        (6, 0),  # at the same moment
+        (None, 0),  # later
+    ],
+)
+def test_waiting_is_from_the_end_of_a_step_until_the_batch_is_there(
+    ends, waited, make, clock, tmp_path
+):
+    writer, running = make(), Running()
+    clock.now = 1.0
+    with writer.fetching(running):
+        if ends:
+            clock.now = ends
+            running.ended.set()
+            writer._watch.submit(int).result()  # it has looked at the clock
+        clock.now = 6.0
+    running.ended.set()
+    clock.now = 10.0
+    writer.train(1, metrics(0.5))
+    writer.flush()
+    speed = log.read(tmp_path)[1]["speed"]
+    assert (speed["seconds/step"], speed["waiting"]) == (10, waited / 10)
 
 
 def test_a_loss_that_is_not_finite_is_not_logged(make, tmp_path):

@@ -12,8 +12,6 @@ from conftest import needs
 from jaxhist import UserError, devices, packed
 from jaxhist.data import documents, masked, sentences, wordpiece
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 # Word pieces.
 
 

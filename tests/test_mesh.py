@@ -20,8 +20,6 @@ from jaxhist.data import documents, masked
 from jaxhist.devices import Axes
 from jaxhist.train import Interrupted, Run, train
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 KEY = keys(0)
 BRIEF = {"batch": 16, "steps": 20}
 LANGUAGE = {"layers": 2, "width": 16, "heads": 4, "length": 32, "dropout": 0.1, "warmup": 2}

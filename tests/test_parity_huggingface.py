@@ -15,8 +15,6 @@ EXTRA = "parity with Hugging Face needs the extra [parity]"
 torch = pytest.importorskip("torch", reason=EXTRA)
 transformers = pytest.importorskip("transformers", reason=EXTRA)
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 V, CLASSES = 40, 3
 BERT = bert.Size(layers=2, width=16, heads=2)
 GPT2 = gpt.Size(layers=3, width=16, heads=2)

@@ -7,8 +7,6 @@ from counts import image, multiply_adds, parameters, shapes
 from jaxhist import UserError
 from jaxhist.models.resnet import ResNet, SmallResNet, padded_identity
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 # Depth -> parameters with shortcuts A (and of the plain twin) and B, multiply-adds of the forward
 # pass of one image (A): section 4.2, table 6.
 SMALL = {

@@ -8,8 +8,6 @@ from jaxhist import UserError
 from jaxhist.models.resnet import SmallResNet
 from jaxhist.models.resnet_v2 import AlteredResNet, PreResNet, SmallPreResNet
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 @pytest.mark.parametrize(("depth", "count"), [(164, 1_703_258), (1001, 10_327_706)])
 def test_parameters_with_bottlenecks_are_the_papers(depth, count):

@@ -22,8 +22,6 @@ from jaxhist.evaluate import Features
 from jaxhist.models.simclr import Encoder, EncoderAndHead, Head, SmallEncoder, squares
 from jaxhist.train import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 # Loss.
 
 nt_xent = jax.jit(losses.nt_xent, static_argnums=(1, 2))

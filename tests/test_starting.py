@@ -21,8 +21,6 @@ class Config:
     inputs: int = 3
 
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 LARGE = np.arange(100_000, dtype=np.float32)  # what would be long, written into a program
 
 

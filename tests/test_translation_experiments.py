@@ -2,11 +2,9 @@
 
 import dataclasses
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +23,7 @@ SMALL = dataclasses.replace(transformer.PRESETS["small"], layers=1, width=16, hi
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short(compiled_fast):
+def short():
     """Numbers of few digits, few of them held out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(translation, "HELD_OUT", 16)
@@ -143,13 +141,7 @@ def test_a_run_that_goes_on_reads_its_vocabulary(trained, monkeypatch):
 
 def translate(*arguments, said=""):
     """As a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.attention", "translate", *arguments],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        input=said,
-        capture_output=True,
-        text=True,
-    )
+    return forked.run("experiments.attention", "translate", *arguments, said=said)
 
 
 def test_every_sentence_becomes_a_line(trained):

@@ -13,8 +13,6 @@ from jaxhist.models.attention import RNNsearch
 from jaxhist.models.seq2seq import RNNencdec, Seq2Seq
 from jaxhist.models.transformer import BASE, BIG, Size, Transformer
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 V = 13
 SIZE = Size(layers=1, width=8, hidden=16, heads=2, dropout=0.1)
 MODELS = {
