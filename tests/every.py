@@ -48,7 +48,7 @@ EXPERIMENTS = [
     tiny(transformer, "small", vocabulary=(60,), layers=1, width=16, hidden=16, length=32, beams=2),
     tiny(bert, "small", vocabulary=300, layers=1, width=8, length=32, warmup=0),
     tiny(bert, "small", vocabulary=300, width=8, length=32, **LABELS),
-    tiny(gpt, "small", data="letters", vocabulary=262, layers=2, width=16, heads=2, dropout=0.1),
+    tiny(gpt, "small", data="letters", vocabulary=262, layers=1, width=16, heads=2, dropout=0.1),
     tiny(gpt, "small", vocabulary=262, width=16, heads=2, dropout=0.1, **LABELS),
     tiny(simclr, "small", examples=200, widths=(4, 8), warmup=0),
 ]

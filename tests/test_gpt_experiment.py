@@ -87,7 +87,7 @@ def test_a_batch_in_parts_is_measured_in_parts():
     whole, parts = (
         gpt.build(dataclasses.replace(TINY, parts=parts), Run(devices=1)) for parts in (1, 4)
     )
-    state = whole.init(jax.random.key(0))
+    state = jax.jit(whole.init)(jax.random.key(0))
     want = whole.evaluate(state)
     with pytest.MonkeyPatch.context() as patch:
         slices, sizes = batches.slices, []

@@ -101,10 +101,11 @@ def at_any_time(process, workdir, rng):
 
 
 def disturb(workdir, moments, sent, rng, compiled=True):
-    """Start the run and send it a signal at each of the moments; then let it end."""
+    """Start the run and send it a signal at each of the moments; then let it end, if not `compiled`
+    with programs of its own."""
     codes = []
     for moment in moments:
-        process = start(workdir, compiled)
+        process = start(workdir, compiled or moment is not during_compilation)
         moment(process, workdir, rng)
         process.send_signal(sent)
         codes.append(process.ended().returncode)
