@@ -17,7 +17,7 @@ def test_the_tables_are_disjoint_and_standardised():
 
 
 def test_it_explains_what_least_squares_explain(tmp_path):
-    run = Run(workdir=str(tmp_path), log_every=100)
+    run = Run(workdir=str(tmp_path), log_every=100, devices=1)
     result = train(build(PRESETS["small"], run), run, {"experiment": "regression", "config": {}})
     training, _, test = patients()
     exact = LinearRegression().fit(training["x"], training["y"]).score(test["x"], test["y"])
