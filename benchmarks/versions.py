@@ -1,0 +1,227 @@
+"""Do figures stand that were measured on jax 0.10.2, whose compiler computes wrong sums on a CPU?
+
+The fault (jax-ml/jax 39103) is in a fusion that a flag turns off. So the programs behind every log
+and every arm of a claim in `results/` are run both ways on the same inputs: the first state, the
+first batch, one step, and an evaluation and the test of the state after it.
+
+    python -m benchmarks.versions run FOLDER    # with jax 0.10.2, which nothing here installs
+    XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= python -m benchmarks.versions run FOLDER
+    python -m benchmarks.versions compare FOLDER    # with any version, into results/versions.json
+
+The first run keeps the inputs in FOLDER, the second one takes them from there. Both go on where
+they were stopped.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from jaxhist import devices, finite, tell
+from jaxhist.algorithm import keys
+from jaxhist.files import write_durably
+from jaxhist.train import Experiment, Run, train
+
+FUSION = "xla_cpu_experimental_ynn_fusion_type"
+VERSION = "0.10.2"
+
+
+class Measured(NamedTuple):
+    """What a file in `results/` says was trained."""
+
+    name: str  # the log, or the file, the claim and the arm
+    experiment: str  # of the script
+    config: dict[str, Any]
+
+
+def measured() -> Iterator[Measured]:
+    """Every log, and every arm of a claim with another configuration than those before."""
+    for path in sorted(Path("results").glob("*.jsonl")):
+        header = json.loads(path.open().readline())
+        if header["starts"][0]["versions"]["jax"] == VERSION:
+            yield Measured(path.stem, header["experiment"], header["config"])
+    seen = []
+    for path in sorted(Path("results").glob("*.json")):
+        for key, claim in json.loads(path.read_text()).items():
+            if not isinstance(claim, dict) or "arms" not in claim:
+                continue
+            if claim["versions"]["jax"] != VERSION:
+                continue
+            experiment = claim["command"].split()[2].removeprefix("experiments.")
+            for arm, config in claim["arms"].items():
+                if (experiment, config) not in seen:
+                    seen.append((experiment, config))
+                    yield Measured(f"{path.stem}-{key}-{arm}", experiment, config)
+
+
+def run(folder: Path, only: str = "") -> None:
+    """Run what was measured, as this process compiles it.
+
+    Args:
+      folder: for inputs and figures.
+      only: a pattern that the names are to match.
+    """
+    if jax.__version__ != VERSION:
+        sys.exit(f"error: this is jax {jax.__version__}; the question is about {VERSION}")
+    fused = FUSION not in os.environ.get("XLA_FLAGS", "")
+    every = {one.name: one for one in measured()}
+    for name, one in every.items():
+        here = folder.absolute() / re.sub(r"[^\w-]", "_", name)
+        output = here / ("fused.npz" if fused else "unfused.npz")
+        if output.exists() or not re.search(only, name):
+            continue
+        here.mkdir(parents=True, exist_ok=True)
+        tell(f"{name}, {'as it was' if fused else 'without the fusion'}")
+        _begin_with(one, every, here)
+        experiment = _built(one, here / "run")
+        figures = _figures(experiment, here / "inputs.npz", fused)
+        draft = output.with_suffix(".draft.npz")
+        np.savez(draft, **figures)
+        draft.rename(output)
+        jax.clear_caches()
+
+
+def _built(one: Measured, workdir: Path) -> Experiment:
+    script = importlib.import_module(f"experiments.{one.experiment}")
+    kinds = {type(config) for config in script.PRESETS.values()}
+    (kind,) = [k for k in kinds if {f.name for f in dataclasses.fields(k)} == one.config.keys()]
+    changes = {"begin": 64} if "begin" in one.config else {}  # so that the first step learns
+    fields = {**one.config, **changes}
+    config = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    return script.build(config, Run(workdir=str(workdir), devices=1))
+
+
+def _begin_with(one: Measured, every: dict[str, Measured], here: Path) -> None:
+    """The run that it begins with is one step long."""
+    other = (one.config.get("start") or one.config.get("words") or "").format(seed=0)
+    if other and not (here / other).exists():
+        arm = other.removesuffix("-seed0")
+        (first,) = [
+            m
+            for m in every.values()
+            if m.name.split("-")[-1] == arm and m.experiment == one.experiment
+        ][:1]
+        experiment = _built(first, here / other)
+        nothing = lambda state: {}
+        brief = {"steps": 1, "evaluate_every": 1, "evaluate": nothing, "test": nothing, "score": ""}
+        identity = {"experiment": first.experiment, "config": first.config}
+        train(experiment._replace(**brief), Run(workdir=str(here / other), devices=1), identity)
+
+
+def _figures(experiment: Experiment, inputs: Path, fused: bool) -> dict[str, np.ndarray]:
+    """Every array that the programs give, by a name."""
+    mesh, key = devices.mesh(1), keys(0)
+    with jax.set_mesh(mesh):
+        layout = devices.layout(mesh, jax.eval_shape(experiment.init, key.init))
+        state = jax.jit(experiment.init, out_shardings=devices.shardings(layout))(key.init)
+        batch = devices.put(mesh, experiment.data(0, state), experiment.batch)
+        figures = _flat(state, "init") | _flat(batch, "batch")
+        update = finite.traced(experiment.step, key.step, mesh, layout, experiment.batch)
+        update = update.lower().compile()
+        never = devices.place(np.int32(finite.NEVER), devices.whole(mesh))
+        if not fused:
+            with np.load(inputs) as saved:
+                state, batch = _filled(state, saved, "init"), _filled(batch, saved, "batch")
+        before = _flat(state, "step")
+        after, metrics = update(state, batch, never)
+        figures |= _flat(metrics, "metrics")
+        # What comes into the optimizer's memory is the gradient, times a factor.
+        for name, array in _flat(after, "step").items():
+            moved = np.issubdtype(array.dtype, np.floating)
+            figures[name] = np.float32(np.float64(array) - before[name]) if moved else array
+        if fused:
+            np.savez(inputs, **figures | _flat(after, "after"))
+        else:
+            with np.load(inputs) as saved:
+                after = _filled(after, saved, "after")
+        for phase in ("evaluate", "test"):
+            found = getattr(experiment, phase)(after)
+            figures |= _flat({k: v for k, v in found.items() if np.ndim(v) == 0}, phase)
+    return figures
+
+
+def _is_key(x: Any) -> bool:
+    return hasattr(x, "dtype") and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _flat(tree: Any, name: str) -> dict[str, np.ndarray]:
+    """A copy of every array of a tree, by its path; of keys the numbers."""
+    numbers = jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+    leaves = jax.tree.leaves_with_path(numbers)
+    return {f"{name}{jax.tree_util.keystr(path)}": np.array(leaf) for path, leaf in leaves}
+
+
+def _filled(tree: Any, saved: Any, name: str) -> Any:
+    """The tree with the arrays that were saved in the place of its own."""
+
+    def leaf(path, x):
+        array = saved[f"{name}{jax.tree_util.keystr(path)}"]
+        if _is_key(x):
+            return jax.random.wrap_key_data(array)
+        return jax.device_put(array, x.sharding)
+
+    return jax.tree.map_with_path(leaf, tree)
+
+
+# The beginning of an array's name -> what it is part of.
+PARTS = {
+    "init": "first state",
+    "batch": "batch",
+    "metrics": "metrics of the step",
+    "step.opt_state": "gradients",
+    "step": "the step",
+    "evaluate": "evaluation",
+    "test": "test",
+}
+
+
+def compare(folder: Path, output: Path = Path("results/versions.json")) -> None:
+    """Write down by how much the figures differ with and without the fusion.
+
+    The difference of an array is the norm of what differs over the norm of the array; that of a
+    part is the largest of its arrays'. By how much a step moves a parameter is known up to the
+    rounding of the parameter itself, which is taken off.
+
+    Args:
+      folder: of the runs.
+      output: for the differences, by what was measured and part.
+    """
+    differences = {}
+    for one in measured():
+        here = folder / re.sub(r"[^\w-]", "_", one.name)
+        if not (here / "unfused.npz").exists():
+            sys.exit(f"error: {one.name} has not been run both ways yet; go on with `run`")
+        found = dict.fromkeys(PARTS.values(), 0.0)
+        inputs, fused, unfused = (
+            np.load(here / f"{name}.npz") for name in ("inputs", "fused", "unfused")
+        )
+        for name in unfused.files:
+            part = next(PARTS[begin] for begin in PARTS if name.startswith(begin))
+            moved = inputs[f"after{name.removeprefix('step')}"] if "step.params" in name else 0.0
+            rounding = np.finfo(np.float32).eps * np.linalg.norm(moved)
+            found[part] = max(found[part], _apart(fused[name], unfused[name], rounding))
+        differences[one.name] = found
+        tell(f"{one.name:40} {max(found.values()):.1e}  {max(found, key=found.get)}")
+    write_durably(output, json.dumps(differences, indent=1) + "\n")
+
+
+def _apart(a: np.ndarray, b: np.ndarray, rounding: float) -> float:
+    """The norm of the difference beyond rounding, over that of `b`; 0 where both are the same."""
+    if np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+        return 0.0
+    a, b = np.float64(a), np.float64(b)
+    apart = max(np.linalg.norm(a - b) - rounding, 0)
+    return float(apart / max(np.linalg.norm(b), np.finfo(np.float32).tiny))
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"run": run, "compare": compare})
