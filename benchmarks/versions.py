@@ -63,7 +63,7 @@ def measured() -> Iterator[Measured]:
                     yield Measured(f"{path.stem}-{key}-{arm}", experiment, config)
 
 
-def run(folder: Path, only: str = "") -> None:
+def run(folder: tyro.conf.Positional[Path], only: str = "") -> None:
     """Run what was measured, as this process compiles it.
 
     Args:
@@ -184,7 +184,9 @@ PARTS = {
 }
 
 
-def compare(folder: Path, output: Path = Path("results/versions.json")) -> None:
+def compare(
+    folder: tyro.conf.Positional[Path], output: Path = Path("results/versions.json")
+) -> None:
     """Write down by how much the figures differ with and without the fusion.
 
     The difference of an array is the norm of what differs over the norm of the array; that of a
