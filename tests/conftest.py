@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, strict shapes, and commands as a user gives them."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -75,6 +76,11 @@ def clock(monkeypatch):
     clock = SimpleNamespace(now=0.0, time=time.time, monotonic=lambda: clock.now)
     monkeypatch.setattr(log, "time", clock)
     return clock
+
+
+PLAYS = pytest.mark.skipif(
+    importlib.util.find_spec("gymnax") is None, reason="the games of gymnax are not installed"
+)
 
 
 def needs(name):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import PLAYS
 
 from experiments import dqn
 from experiments.dqn_agent import q_learning
@@ -139,6 +140,7 @@ def test_rmsprop_is_that_of_the_published_code():
 GAMES = pytest.mark.parametrize("name", [*play.MINATAR, *play.CONTROL])
 
 
+@PLAYS
 @GAMES
 def test_games_can_be_played_side_by_side(name):
     """They end, new ones begin, and there is something to see."""
@@ -329,6 +331,7 @@ TINY = replace(
 )
 
 
+@PLAYS
 def test_states_held_out_depend_on_the_seed_alone():
     game = play.named("breakout")
     states = jax.jit(lambda key: play.states(game, key, 120))
@@ -338,6 +341,7 @@ def test_states_held_out_depend_on_the_seed_alone():
     assert (a != b).any()
 
 
+@PLAYS
 def test_a_run_is_filmed_and_its_network_plays_again(tmp_path, monkeypatch, capsys):
     run = Run(workdir=str(tmp_path), devices=1)
     result = train(dqn.build(TINY, run), run, {"experiment": "dqn", "config": asdict(TINY)})
@@ -364,6 +368,7 @@ def test_a_game_that_is_not_there_is_named():
         play.named("chess")
 
 
+@PLAYS
 @pytest.mark.parametrize(
     "wrong, says",
     [

@@ -5,7 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from conftest import needs
+from conftest import PLAYS, needs
 from every import EXPERIMENTS, brief
 
 from jaxhist import chips, devices, finite, log, plan
@@ -15,8 +15,11 @@ from jaxhist.train import Run, train
 
 
 def of(experiments):
-    marks = lambda name: [needs("sst_binary")] if "sst_binary" in name else []
-    each = [pytest.param(*rest, id=name, marks=marks(name)) for name, *rest in experiments]
+    marks = {"sst_binary": needs("sst_binary"), "dqn": PLAYS}
+    each = [
+        pytest.param(*rest, id=name, marks=[mark for word, mark in marks.items() if word in name])
+        for name, *rest in experiments
+    ]
     return pytest.mark.parametrize("module, config", each)
 
 
