@@ -57,7 +57,8 @@ def test_the_generator_begins_around_the_mean_image():
     experiment = gan.build(replace(gan.PRESETS["small"], widths=(8,), units=4), Run(devices=1))
     player = each(jax.jit(experiment.init)(jax.random.key(0))).generator
     generator = Generator((8, 8, 1), (8,))
-    got = generator.apply({"params": player.params}, jnp.zeros((1, 100)), train=False)
+    apply = jax.jit(partial(generator.apply, train=False))
+    got = apply({"params": player.params}, np.zeros((1, 100), np.float32))
     train = gan.images.named("digits", gan.PRESETS["small"].validation).load()["train"]["image"]
     np.testing.assert_allclose(got[0], train.mean(0) / 255, atol=1e-6)
 
@@ -70,7 +71,7 @@ def test_log_odds_of_a_pixel_that_never_changes_are_finite():
 
 def test_noise_is_uniform():
     for network, limit in ((Generator((8, 8, 1)), 3**0.5), (dcgan.Generator((8, 8, 1)), 1)):
-        z = network.draw(jax.random.key(0), 2000)
+        z = np.asarray(jax.jit(network.draw, static_argnums=1)(jax.random.key(0), 2000))
         assert z.shape == (2000, 100) and np.abs(z).max() <= limit
         assert np.isclose(z.std(), limit / 3**0.5, rtol=0.01) and abs(z.mean()) < 0.02
 
@@ -78,18 +79,18 @@ def test_noise_is_uniform():
 def test_maxout_is_the_largest_of_its_pieces():
     x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     module = Maxout(units=4, pieces=5)
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.device_get(jax.jit(module.init)(jax.random.key(0), x))
     dense = variables["params"]["Dense_0"]
     want = np.full((7, 4), -np.inf)
     for n, piece, unit in np.ndindex(7, 5, 4):
         column = 4 * piece + unit
         value = x[n] @ dense["kernel"][:, column] + dense["bias"][column]
         want[n, unit] = max(want[n, unit], value)
-    np.testing.assert_allclose(module.apply(variables, x), want, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, x), want, rtol=1e-5, atol=1e-8)
 
 
 def test_dropout_keeps_four_fifths_of_the_pixels_and_half_of_the_units():
-    image, network = jnp.ones((100, 8, 8, 1)), Discriminator(units=50)
+    image, network = np.ones((100, 8, 8, 1), np.float32), Discriminator(units=50)
     variables = init(network, image)
     watched = partial(
         network.apply,
@@ -97,30 +98,32 @@ def test_dropout_keeps_four_fifths_of_the_pixels_and_half_of_the_units():
         mutable=["intermediates"],
         capture_intermediates=lambda module, _: isinstance(module, nn.Dropout | Maxout),
     )
-    _, seen = jax.jit(watched)(variables, image, rngs={"dropout": jax.random.key(1)})
+    seen = jax.jit(watched)(variables, image, rngs={"dropout": jax.random.key(1)})
+    _, seen = jax.device_get(seen)
     output = {name: calls["__call__"][0] for name, calls in seen["intermediates"].items()}
     before = [image.reshape(100, 64), output["Maxout_0"], output["Maxout_1"]]
     for i, (x, keep) in enumerate(zip(before, (0.8, 0.5, 0.5), strict=True)):
-        left = np.asarray(output[f"Dropout_{i}"])
+        left = output[f"Dropout_{i}"]
         kept = left != 0
         assert abs(kept.mean() - keep) < 0.02
         np.testing.assert_allclose(left[kept], x[kept] / keep, rtol=1e-6)
-    still = network.apply(variables, image, train=False)
+    still = jax.jit(partial(network.apply, train=False))(variables, image)
     assert still.shape == (100,) and np.ptp(still) < 1e-6
 
 
 def test_dcgan_makes_images_from_0_to_1_and_mirrors_them():
     generator, discriminator = dcgan.Generator((8, 12, 3), (4, 3)), dcgan.Discriminator((4, 3))
-    z = 30 * generator.draw(jax.random.key(0), 5)
-    variables = init(generator, z)
-    variables["params"]["Layer_1"]["kernel"] *= 1000
+    z = 30 * np.asarray(generator.draw(jax.random.key(0), 5))
+    variables = jax.device_get(init(generator, z))
+    layer = variables["params"]["Layer_1"]
+    layer["kernel"] = 1000 * layer["kernel"]
     generate = jax.jit(partial(generator.apply, train=True, mutable=["batch_stats"]))
-    image, moved = generate(variables, z)
+    image, moved = jax.device_get(generate(variables, z))
     assert image.shape == (5, 8, 12, 3) and 0 <= image.min() < 0.1 and 0.9 < image.max() <= 1
     still = jax.tree.map(np.array_equal, moved["batch_stats"], variables["batch_stats"])
     assert not any(jax.tree.leaves(still))
     # To the discriminator gray is 0.
-    gray = jnp.full_like(image, 0.5)
+    gray = np.full_like(image, 0.5)
     discriminate = jax.jit(partial(discriminator.apply, train=False))
     logits = discriminate(init(discriminator, gray), gray)
     np.testing.assert_array_equal(logits, np.zeros(5))
@@ -146,36 +149,36 @@ def test_dcgan_normalizes_all_but_the_first_and_the_last():
 def test_losses_are_numpys():
     real, sample = np.random.default_rng(0).normal(size=(2, 6)) * 3
     D = lambda logit: 1 / (1 + np.exp(-logit))
-    for got, want in (
-        (losses.discriminator_loss(real, sample), -np.log(D(real)) - np.log(1 - D(sample))),
-        (losses.saturating_generator_loss(sample), np.log(1 - D(sample))),
-        (losses.non_saturating_generator_loss(sample), -np.log(D(sample))),
+    for loss, logits, want in (
+        (losses.discriminator_loss, (real, sample), -np.log(D(real)) - np.log(1 - D(sample))),
+        (losses.saturating_generator_loss, (sample,), np.log(1 - D(sample))),
+        (losses.non_saturating_generator_loss, (sample,), -np.log(D(sample))),
     ):
-        np.testing.assert_allclose(got, want, rtol=1e-5)
+        np.testing.assert_allclose(jax.jit(loss)(*logits), want, rtol=1e-5)
     with pytest.raises(ValueError, match=r"\(6,"):
         losses.discriminator_loss(real, sample[:, None])
 
 
 def test_a_discriminator_that_cannot_tell_loses_log_4():
-    half = jnp.zeros(3)
-    np.testing.assert_allclose(losses.discriminator_loss(half, half), 1.386294, atol=1e-6)
+    half = np.zeros(3, np.float32)
+    np.testing.assert_allclose(jax.jit(losses.discriminator_loss)(half, half), 1.386294, atol=1e-6)
 
 
 def test_a_sample_that_is_told_for_sure_has_99_times_the_gradient():
-    logit = jnp.float32(np.log(0.01 / 0.99))
-    saturating = jax.grad(losses.saturating_generator_loss)(logit)
-    other = jax.grad(losses.non_saturating_generator_loss)(logit)
+    logit = np.float32(np.log(0.01 / 0.99))
+    both = losses.saturating_generator_loss, losses.non_saturating_generator_loss
+    saturating, other = (float(jax.jit(jax.grad(loss))(logit)) for loss in both)
     np.testing.assert_allclose([saturating, other], [-0.01, -0.99], rtol=1e-5)
     np.testing.assert_allclose(other / saturating, 99, rtol=1e-5)
 
 
 @pytest.mark.parametrize("logit", [-1e4, 1e4])
 def test_losses_stay_finite(logit):
-    z = jnp.full(1, logit)
+    z = np.full(1, logit, np.float32)
     for loss in (losses.saturating_generator_loss, losses.non_saturating_generator_loss):
-        value, slope = jax.value_and_grad(lambda z, loss=loss: loss(z)[0])(z)
+        value, slope = jax.jit(jax.value_and_grad(lambda z, loss=loss: loss(z)[0]))(z)
         assert np.isfinite(value) and -1 <= slope[0] <= 0
-    assert losses.discriminator_loss(-jnp.abs(z), jnp.abs(z)) == 2e4
+    assert jax.jit(losses.discriminator_loss)(-np.abs(z), np.abs(z)) == 2e4
 
 
 # Algorithm.
@@ -206,7 +209,7 @@ def game(loss=losses.non_saturating_generator_loss, **options):
     """The algorithm of two small networks, its first state, and images for two steps."""
     algorithm = adversaries(TINY, (2,), loss, optax.sgd(RATE), **options)
     image = np.random.default_rng(0).normal(2, size=(16, 2)).astype(np.float32)
-    return algorithm, jax.jit(algorithm.init)(jax.random.key(0)), {"image": jnp.asarray(image)}
+    return algorithm, jax.jit(algorithm.init)(jax.random.key(0)), {"image": image}
 
 
 def by_hand(state, image, loss, k):
@@ -241,8 +244,9 @@ def assert_close(got, want):
 
 def moved(before, after):
     """Of each player, whether a parameter is another."""
+    before, after = jax.device_get((before.params, after.params))
     same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
-    return Players(*(not same(*pair) for pair in zip(before.params, after.params, strict=True)))
+    return Players(*(not same(*pair) for pair in zip(before, after, strict=True)))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jaxhist.models.gpt import GPT, GPT2, GPT3, VOCABULARY, Attention, Block, Si
 
 V, T, SIZE = 11, 8, Size(layers=4, width=8, heads=2)
 MODEL = GPT(V, SIZE, T)
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(3, V, (2, T)), jnp.int32)
+TOKENS = np.random.default_rng(0).integers(3, V, (2, T), np.int32)
 
 
 def shapes(model):
@@ -40,7 +40,8 @@ def params():
 @pytest.fixture(scope="module")
 def logits(params):
     """tokens -> logits [B, T, V]."""
-    return jax.jit(lambda tokens: MODEL.apply({"params": params}, tokens, train=False))
+    apply = jax.jit(lambda tokens: MODEL.apply({"params": params}, tokens, train=False))
+    return lambda tokens: jax.device_get(apply(tokens))
 
 
 # Parameters: name -> all, and those without embeddings.
@@ -88,7 +89,7 @@ def test_weights_begin_as_in_the_paper():
     init = lambda norm: jax.jit(GPT(500, size, T, norm).init, static_argnames="train")(
         jax.random.key(0), TOKENS, train=False
     )
-    std = lambda leaf: np.std(leaf).item()
+    std = lambda leaf: np.std(np.asarray(leaf)).item()
     layers = init("pre")["params"]["layers"]
     for part, inner in (("attention", "qkv"), ("feed_forward", "expand")):
         assert std(layers[part][inner]["kernel"]) == pytest.approx(0.02, rel=0.02)
@@ -107,22 +108,24 @@ def test_nothing_depends_on_what_comes_later(logits):
     """And all on everything before."""
     before = logits(TOKENS)
     for place in range(T):
-        changed = logits(TOKENS.at[:, place].set((TOKENS[:, place] + 1) % V))
-        moved = np.abs(changed - before).max((0, 2))
+        other = TOKENS.copy()
+        other[:, place] = (TOKENS[:, place] + 1) % V
+        moved = np.abs(logits(other) - before).max((0, 2))
         np.testing.assert_array_equal(moved[:place], 0)
         assert (moved[place:] > 1e-4).all()
 
 
 def test_a_banded_layer_looks_at_few_tokens():
     attention = Attention(SIZE, 0.02, band=3, dtype=None)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, T, 8)), jnp.float32)
+    x = np.random.default_rng(0).normal(size=(1, T, 8)).astype(np.float32)
     tree = jax.eval_shape(lambda x: attention.init(jax.random.key(0), x, None, True, 0), x)
     variables = filled(tree)
 
+    @jax.jit
     def seen(banded):
         """[T, T], which tokens the one at a place depends on."""
-        read = lambda x: attention.apply(variables, x, None, jnp.asarray(banded), 0)[0][0].sum(-1)
-        return np.asarray(jnp.abs(jax.jacobian(read)(x)[:, 0]).sum(-1) > 1e-6)
+        read = lambda x: attention.apply(variables, x, None, banded, 0)[0][0].sum(-1)
+        return jnp.abs(jax.jacobian(read)(x)[:, 0]).sum(-1) > 1e-6
 
     places = np.arange(T)
     distance = places[:, None] - places[None]
@@ -132,31 +135,33 @@ def test_a_banded_layer_looks_at_few_tokens():
 
 def test_every_other_layer_is_banded(params):
     """Beside the blocks one by one, without the loop."""
-    banded = GPT(V, SIZE, T, band=1)
-    layers = params["layers"]
-    x = params["embedding"]["embedding"][TOKENS] + params["position"]["embedding"][None]
+    banded, block = GPT(V, SIZE, T, band=1), Block(SIZE, "pre", 1, 0.0, None, False)
+    apply = jax.jit(lambda variables, x, i: block.apply(variables, x, None, i % 2 == 1, 0)[0])
+    embedding, norm = params["embedding"]["embedding"], params["norm"]
+    x = embedding[TOKENS] + params["position"]["embedding"][None]
     for i in range(SIZE.layers):
-        block = Block(SIZE, "pre", 1, 0.0, None, False)
-        of_layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
-        x, _ = block.apply({"params": of_layer}, x, None, jnp.bool(i % 2 == 1), 0)
-    norm = params["norm"]
+        x = apply({"params": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])}, x, i)
+    x = np.asarray(x)
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    want = (x * norm["scale"][None, None] + norm["bias"][None, None]) @ params["embedding"][
-        "embedding"
-    ].T
-    got = banded.apply({"params": params}, TOKENS, train=False)
+    want = (x * norm["scale"] + norm["bias"]) @ embedding.T
+    got = jax.jit(lambda tokens: banded.apply({"params": params}, tokens, train=False))(TOKENS)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{"unroll": 4}, {"unroll": 2}, {"remat": True}])
-def test_the_loop_changes_nothing(changes, params):
-    """Whether it is unrolled, and what it keeps."""
+@pytest.fixture(scope="module")
+def gradient():
+    """(parameters, model) -> a loss, and its gradient."""
 
     def loss(params, model):
         logits = model.apply({"params": params}, TOKENS, train=False)
         return jnp.mean(jax.nn.log_softmax(logits)[..., 0])
 
-    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    return jax.jit(jax.value_and_grad(loss), static_argnums=1)
+
+
+@pytest.mark.parametrize("changes", [{"unroll": 4}, {"unroll": 2}, {"remat": True}])
+def test_the_loop_changes_nothing(changes, params, gradient):
+    """Whether it is unrolled, and what it keeps."""
     one, other = gradient(params, MODEL), gradient(params, MODEL.clone(**changes))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), one, other)
 
@@ -172,21 +177,25 @@ def test_reading_in_pieces_is_reading_at_once(band, params):
         )
     )
     # Three at once with padding behind them, then the others one by one.
-    padded = TOKENS.at[:, 3:].set(0)
-    got, cache = extend(model.empty(2), padded, 0)
-    np.testing.assert_allclose(got[:, :3], want[:, :3], rtol=1e-4, atol=1e-5)
+    want, empty, padded = np.asarray(want), jax.device_get(model.empty(2)), TOKENS.copy()
+    padded[:, 3:] = 0
+    got, cache = extend(empty, padded, 0)
+    np.testing.assert_allclose(np.asarray(got)[:, :3], want[:, :3], rtol=1e-4, atol=1e-5)
     for index in range(3, T):
         got, cache = extend(cache, TOKENS[:, index : index + 1], index)
-        np.testing.assert_allclose(got[:, 0], want[:, index], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(got)[:, 0], want[:, index], rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_is_for_training_alone(params):
     model = MODEL.clone(dropout=0.5)
-    apply = lambda train, key=0: model.apply(
-        {"params": params}, TOKENS, train=train, rngs={"dropout": jax.random.key(key)}
-    )
-    np.testing.assert_array_equal(apply(False), apply(False, 1))
-    assert np.any(apply(True) != apply(True, 1))
+
+    @partial(jax.jit, static_argnums=0)
+    def apply(train, seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return model.apply({"params": params}, TOKENS, train=train, rngs=rngs)
+
+    np.testing.assert_array_equal(apply(False, 0), apply(False, 1))
+    assert np.any(np.asarray(apply(True, 0)) != apply(True, 1))
 
 
 def test_bfloat16_leaves_the_logits_wide(params):

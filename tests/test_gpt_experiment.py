@@ -18,7 +18,7 @@ from jaxhist import UserError, cli, log
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints, Progress
 from jaxhist.claims import Trained
-from jaxhist.data import batches, text
+from jaxhist.data import batches, documents, prepared, text
 from jaxhist.models.gpt import GPT, Classifier, Size
 from jaxhist.models.gpt_lstm import LanguageLSTM
 from jaxhist.packed import EOS, PAD
@@ -38,28 +38,48 @@ TINY = dataclasses.replace(
     evaluate_every=2,
 )
 
+
+@pytest.fixture(autouse=True, scope="module")
+def few():
+    """Documents of letters, questions on them, and sentences with labels are few."""
+    letters, examples = documents.letters("test")[:32], prepared.examples
+    some = lambda *of: list(itertools.islice(examples(*of), 100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "letters", lambda split: letters)
+        patch.setattr(gpt_text, "QUESTIONS", 16)
+        patch.setattr(prepared, "examples", some)
+        yield
+
+
+def drawn(init, scale=0.5):
+    """What an `init` makes, with other numbers: none is drawn by a program."""
+    random = np.random.default_rng(2)
+    normal = lambda a: random.normal(size=a.shape, scale=scale).astype(a.dtype)
+    return jax.device_put(jax.tree.map(normal, jax.eval_shape(init)))
+
+
 # Completions
 
 
 def test_a_text_goes_on_as_without_a_cache():
     """Also where the window is full and begun again."""
     model = GPT(9, Size(2, 8, 2), 6)
-    random = np.random.default_rng(5)
-    tree = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), train=False)
-    )["params"]
-    params = jax.tree.map(lambda a: random.normal(size=a.shape).astype(np.float32), tree)
+    init = lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), train=False)
+    params = drawn(init, scale=1)["params"]
     adjust = lambda logits: 0.3 * logits.at[:, EOS].set(-jnp.inf)
     key = jax.random.key(0)
     stream = gpt_text.completions(model, params, [3, 4], adjust, key)
     got = list(itertools.islice(stream, 12))
 
-    predict = jax.jit(lambda tokens: model.apply({"params": params}, tokens, train=False))
+    @jax.jit
+    def draw(tokens, place, number):
+        logits = model.apply({"params": params}, tokens, train=False)[:, place]
+        logits = adjust(logits.at[:, PAD].set(-jnp.inf))
+        return jax.random.categorical(jax.random.fold_in(key, number), logits)[0]
+
     written, seen = [3, 4], [3, 4]
     for _ in range(12):
-        logits = predict(text.padded([seen], 6))[:, len(seen) - 1].at[:, PAD].set(-jnp.inf)
-        drawn = jax.random.categorical(jax.random.fold_in(key, len(written)), adjust(logits))
-        written.append(int(drawn[0]))
+        written.append(int(draw(text.padded([seen], 6), len(seen) - 1, len(written))))
         seen = [*seen, written[-1]] if len(seen) < 6 else written[-3:]
     assert got == written[2:] and len(set(got)) > 2
 
@@ -69,9 +89,7 @@ def trained(tmp_path_factory):
     """A network that has hardly learned anything, and its last line."""
     run = Run(workdir=str(tmp_path_factory.mktemp("trained") / "run"), devices=1)
     identity = {"experiment": "gpt", "config": dataclasses.asdict(TINY)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpt_text, "QUESTIONS", 16)
-        return run, train(gpt.build(TINY, run), run, identity)
+    return run, train(gpt.build(TINY, run), run, identity)
 
 
 def test_what_is_measured_agrees(trained):
@@ -87,7 +105,7 @@ def test_a_batch_in_parts_is_measured_in_parts():
     whole, parts = (
         gpt.build(dataclasses.replace(TINY, parts=parts), Run(devices=1)) for parts in (1, 4)
     )
-    state = jax.jit(whole.init)(jax.random.key(0))
+    state = drawn(lambda: whole.init(jax.random.key(0)))
     want = whole.evaluate(state)
     with pytest.MonkeyPatch.context() as patch:
         slices, sizes = batches.slices, []
@@ -131,10 +149,7 @@ ROWS = np.array([[EOS, 5, 6, 7, EOS, PAD, PAD, PAD], [EOS, 5, EOS, 9, EOS, PAD, 
 def classify(request):
     """tokens -> the logits of classes and of tokens."""
     model = CLASSIFIERS[request.param]
-    init = lambda: model.init(jax.random.key(0), ROWS, train=False)
-    random = np.random.default_rng(2)
-    drawn = lambda a: random.normal(size=a.shape, scale=0.5).astype(np.float32)
-    variables = jax.tree.map(drawn, jax.eval_shape(init))
+    variables = drawn(lambda: model.init(jax.random.key(0), ROWS, train=False))
     return jax.jit(lambda tokens: model.apply(variables, tokens, train=False))
 
 
@@ -169,7 +184,6 @@ TUNED = dataclasses.replace(
     examples=64,
     warmup=0,
     decay=4,
-    dropout=0.1,
 )
 READ = dataclasses.replace(TINY, unit="bytes", vocabulary=262)
 
@@ -183,8 +197,8 @@ def read(tmp_path_factory):
         config = dataclasses.replace(READ, network=network)
         run = Run(workdir=str(folder / f"{network}-seed0"), devices=1)
         header = {"experiment": "gpt", "config": dataclasses.asdict(config), "seed": 0}
-        experiment = gpt.build(config, run)
-        states[network] = state = jax.jit(experiment.init)(keys(7).init)
+        init = gpt.build(config, run).init
+        states[network] = state = drawn(lambda init=init: init(keys(7).init))
         Path(run.workdir).mkdir()
         Path(run.workdir, text.FILE).write_text(vocabulary)
         Path(run.workdir, log.FILE).write_text(json.dumps({**header, "starts": []}) + "\n")
@@ -209,10 +223,10 @@ def test_it_begins_with_what_was_learned_before(read, network):
 @needs("sst_binary")
 def test_labels_and_text_move_all_parameters(read):
     tuned = tuning(read, start="transformer-seed{seed}")
-    state = jax.jit(tuned.init)(keys(0).init)
+    state = jax.device_get(jax.jit(tuned.init)(keys(0).init))
     batch = jax.device_get(tuned.data(0, state))
     assert batch["tokens"].shape == (8, 32) and (batch["tokens"][:, 0] == EOS).all()
-    after, metrics = jax.jit(tuned.step)(state, batch, keys(0).step)
+    after, metrics = jax.device_get(jax.jit(tuned.step)(state, batch, keys(0).step))
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, after.params, state.params)
     assert all(jax.tree.leaves(moved))
     total = metrics["loss label"] + 0.5 * metrics["loss text"]
@@ -249,7 +263,7 @@ def test_labels_are_not_learned_in_parts():
 
 
 def test_the_rate_of_labels_rises_and_falls_to_nothing():
-    got = jax.vmap(gpt_tuning.warmed(2.0, 10, 100))(jnp.array([0, 4, 9, 50, 100, 200]))
+    got = jax.vmap(gpt_tuning.warmed(2.0, 10, 100))(np.array([0, 4, 9, 50, 100, 200]))
     np.testing.assert_allclose(got, [0.2, 1.0, 1.82, 1.0, 0, 0], rtol=1e-6)
     assert gpt_tuning.warmed(2.0, 0, 4)(0) == 2
 
@@ -258,8 +272,8 @@ def test_the_rate_of_labels_rises_and_falls_to_nothing():
 
 
 def test_the_rate_rises_and_falls_to_a_tenth():
-    rate = jax.vmap(gpt_recipe.scheduled(2.0, 10, 110))
-    got = rate(jnp.array([1, 5, 10, 60, 110, 500]))
+    rate = jax.jit(jax.vmap(gpt_recipe.scheduled(2.0, 10, 110)))
+    got = rate(np.array([1, 5, 10, 60, 110, 500]))
     np.testing.assert_allclose(got, [0.2, 1.0, 2.0, 1.1, 0.2, 0.2], rtol=1e-6)
     np.testing.assert_allclose(gpt_recipe.scheduled(2.0, 0, 100)(1), 2.0, rtol=1e-3)
 

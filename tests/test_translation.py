@@ -79,6 +79,14 @@ def test_packing_keeps_every_pair_that_fits_and_pads_little():
         text.pack([[3, EOS]], [[3, EOS]], length=1)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few():
+    """Few pairs are held out, and few drawn to make a vocabulary from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(translation, "HELD_OUT", 150)
+        yield
+
+
 def corpus(name="numbers", languages=("en", "de"), seed=0, **changes):
     options = {"vocabulary": (120,), "batch": 8, "length": 48, "reverse": False, "workdir": ""}
     options |= changes

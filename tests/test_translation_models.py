@@ -32,7 +32,7 @@ TARGETS = [[4, 4, 1], [5, 6, 7, 1], [8, 9, 1]]
 def rows(sentences, length):
     """Each of the lists of sentences is a row. -> [B, length]"""
     joined = [[token for sentence in row for token in sentence] for row in sentences]
-    return jnp.array([row + [packed.PAD] * (length - len(row)) for row in joined])
+    return np.array([row + [packed.PAD] * (length - len(row)) for row in joined], np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def logits(params):
         name: jax.jit(lambda p, s, t, model=model: model.apply(p, s, t, train=False))
         for name, model in MODELS.items()
     }
-    return lambda name, source, target: apply[name](params[name], source, target)
+    return lambda name, *tokens: jax.device_get(apply[name](params[name], *tokens))
 
 
 def counts(model):
@@ -83,22 +83,20 @@ def test_parameters_are_the_papers_to_the_digit():
 
 def test_cells_are_the_papers():
     """All weights 1/2, no biases, x = 1, h = 0.2, c = 0.3."""
-    half = jnp.full((1, 1), 0.5)
-    h, c = jnp.full((1, 1), 0.2), jnp.full((1, 1), 0.3)
-    new_c, new_h = seq2seq.lstm(jnp.full((1, 4), 0.5), (c, h), jnp.full((1, 4), 0.5))
-    np.testing.assert_allclose([new_c[0, 0], new_h[0, 0]], [0.5404463316, 0.3185188807], rtol=1e-6)
+    full = lambda value, size=1: np.full((1, size), value, np.float32)
+    half, h, c, lstm = full(0.5), full(0.2), full(0.3), jax.jit(seq2seq.lstm)
+    new_c, new_h = lstm(full(0.5, 4), (c, h), full(0.5, 4))
+    np.testing.assert_allclose(np.ravel([new_c, new_h]), [0.5404463316, 0.3185188807], rtol=1e-6)
     # A forget bias of 1: the gates are in the order i, f, g, o.
-    new_c, _ = seq2seq.lstm(jnp.array([[0.5, 1.5, 0.5, 0.5]]), (c, h), jnp.full((1, 4), 0.5))
+    new_c, _ = lstm(np.array([[0.5, 1.5, 0.5, 0.5]], np.float32), (c, h), full(0.5, 4))
     np.testing.assert_allclose(new_c, 0.5963549552, rtol=1e-6)
-    x = jnp.full((1, 3), 0.5)
-    np.testing.assert_allclose(seq2seq.gated_unit(x, h, half, half, half), 0.3103274184, rtol=1e-6)
-    np.testing.assert_allclose(
-        attention.gated_unit(x, h, half, half, half), 0.4010296632, rtol=1e-6
-    )
+    weights = full(0.5, 3), h, half, half, half
+    for unit, want in ((seq2seq.gated_unit, 0.3103274184), (attention.gated_unit, 0.4010296632)):
+        np.testing.assert_allclose(jax.jit(unit)(*weights), want, rtol=1e-6)
 
 
 def test_sinusoids_are_the_papers():
-    got = transformer.sinusoids(jnp.array([3]), 8)[0]
+    (got,) = jax.jit(transformer.sinusoids, static_argnums=1)(np.array([3]), 8)
     want = [0.1411200081, -0.9899924966, 0.2955202067, 0.9553364891]
     want += [0.0299955002, 0.9995500337, 0.0029999955, 0.9999955000]
     np.testing.assert_allclose(got, want, atol=1e-7)
@@ -109,7 +107,7 @@ def test_attention_is_that_of_numpy():
     q, k, v = (random.normal(size=(2, n, 3, 4)).astype(np.float32) for n in (5, 6, 6))
     mask = random.random((2, 5, 6)) < 0.7
     mask[:, :, 0] = True
-    out, weights = transformer.attend(q, k, v, mask)
+    out, weights = jax.device_get(jax.jit(transformer.attend)(q, k, v, mask))
     for b, h, t in np.ndindex(2, 3, 5):
         e = np.exp(k[b, :, h] @ q[b, t, h] / 2) * mask[b, t]
         np.testing.assert_allclose(weights[b, h, t], e / e.sum(), rtol=1e-4, atol=1e-6)
@@ -118,13 +116,14 @@ def test_attention_is_that_of_numpy():
 
 def test_places():
     tokens = rows([[[3, 4, 1], [5, 1]], [[1], [6, 1]]], 6)
-    sentence, position = packed.places(tokens)
+    numbers = np.array([[1, 2, 0]] * 2)
+    of = lambda t, n: (packed.places(t), packed.shifted(t), packed.last(t, n), packed.first(t, n))
+    (sentence, position), shifted, last, first = jax.device_get(jax.jit(of)(tokens, numbers))
     np.testing.assert_array_equal(sentence, [[1, 1, 1, 2, 2, 0], [1, 2, 2, 0, 0, 0]])
     np.testing.assert_array_equal(position[:, :3], [[0, 1, 2], [0, 0, 1]])
-    np.testing.assert_array_equal(packed.shifted(tokens)[0], [1, 3, 4, 1, 5, 1])
-    numbers = jnp.array([[1, 2, 0]] * 2)
-    np.testing.assert_array_equal(packed.last(tokens, numbers)[:, :2], [[2, 4], [0, 2]])
-    np.testing.assert_array_equal(packed.first(tokens, numbers)[:, :2], [[0, 3], [0, 1]])
+    np.testing.assert_array_equal(shifted[0], [1, 3, 4, 1, 5, 1])
+    np.testing.assert_array_equal(last[:, :2], [[2, 4], [0, 2]])
+    np.testing.assert_array_equal(first[:, :2], [[0, 3], [0, 1]])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -138,18 +137,22 @@ def test_a_sentence_does_not_depend_on_what_it_is_batched_with(name, logits):
             together[0, begin : begin + len(target)], alone, rtol=1e-4, atol=1e-5
         )
         begin += len(target)
-    short = logits(name, rows([[SOURCES[2]]], 5), rows([[TARGETS[2]]], 3))
-    np.testing.assert_allclose(short[0], alone, rtol=1e-4, atol=1e-5)
+    short = logits(name, rows([[s] for s in SOURCES], 5), rows([[t] for t in TARGETS], 4))
+    np.testing.assert_allclose(short[2, : len(alone)], alone, rtol=1e-4, atol=1e-5)
 
 
 @EVERY
 def test_a_logit_depends_on_the_source_and_on_what_is_before_it(name, logits):
     source, target = rows([SOURCES], 12), rows([TARGETS], 12)
     same = logits(name, source, target)
-    changed = logits(name, source, target.at[0, 5].set(11))  # the third word of the second sentence
+    other = target.copy()
+    other[0, 5] = 11  # the third word of the second sentence
+    changed = logits(name, source, other)
     moved = np.abs(same - changed)[0].max(-1) > 1e-6
     np.testing.assert_array_equal(moved[:10], [False] * 6 + [True] + [False] * 3)
-    changed = logits(name, source.at[0, 4].set(11), target)  # of the second source
+    other = source.copy()
+    other[0, 4] = 11  # of the second source
+    changed = logits(name, other, target)
     moved = np.abs(same - changed)[0].max(-1) > 1e-6
     np.testing.assert_array_equal(moved[:10], [False] * 3 + [True] * 4 + [False] * 3)
 
@@ -161,7 +164,7 @@ def test_one_token_after_the_other_is_all_at_once(name, params, logits):
     begin = jax.jit(lambda source: model.apply(params[name], source, 4, method=model.begin))
     memory, cache = begin(source)
     step = jax.jit(lambda *inputs: model.apply(params[name], *inputs, method=model.next))
-    token, got = jnp.full(3, packed.EOS), []
+    token, got = np.full(3, packed.EOS, np.int32), []
     for index in range(4):
         one, cache = step(memory, cache, token, index)
         got.append(one)
@@ -174,7 +177,7 @@ def test_one_token_after_the_other_is_all_at_once(name, params, logits):
 def test_without_positions_the_order_of_the_source_is_not_seen(params):
     model = Transformer(V, SIZE, "none")
     target = rows([TARGETS[:1]] * 2, 3)
-    source = jnp.array([[3, 4, 5, 1], [5, 3, 4, 1]])
+    source = np.array([[3, 4, 5, 1], [5, 3, 4, 1]], np.int32)
     one, other = jax.jit(partial(model.apply, train=False))(params["transformer"], source, target)
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -184,7 +187,7 @@ def test_alignments_and_heads_can_be_seen(params):
 
     def see(name):
         apply = jax.jit(partial(MODELS[name].apply, train=False, mutable="intermediates"))
-        return apply(params[name], source, target)[1]["intermediates"]
+        return jax.device_get(apply(params[name], source, target)[1]["intermediates"])
 
     (a,) = see("search")["alignment"]
     assert a.shape == (1, 12, 12)
