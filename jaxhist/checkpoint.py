@@ -29,6 +29,10 @@ SUMS = "SHA256SUMS"
 # Every error of Orbax is raised again in `wait`; its log adds a screenful of tracebacks to each.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+# Orbax cuts every array into as many slices as devices have it, so that all of them write; each
+# slice is a program. For small arrays this takes ten times as long as to write them from one.
+ocp.type_handlers.get_type_handler(jax.Array)._min_slice_bytes_for_replica_parallel = 2**20
+
 
 class Progress(NamedTuple):
     """What the loop remembers beside the state."""

@@ -2,6 +2,7 @@
 one that has imported what they need and has not started JAX yet."""
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -87,6 +88,7 @@ def _main(arguments, environment, folder, streams):
         with contextlib.suppress(AttributeError):  # not an option
             _configure(name.lower(), environment[name])
     tfds.core.constants.DATA_DIR = environment.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)
+    gc.freeze()  # what was imported is no garbage; not to look through it takes a tenth of the time
     sys.argv = arguments
     sys.modules.pop(arguments[0], None)  # so that it is run, and not only found
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

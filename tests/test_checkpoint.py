@@ -57,6 +57,20 @@ def test_what_is_restored_is_what_was_saved(checkpoints):
     assert [type(value) for value in restored_progress] == [float, int, int]
 
 
+def test_small_arrays_on_many_devices_are_saved_as_they_are(checkpoints):
+    """Nothing is compiled to cut them into slices."""
+    mesh, compiled = devices.mesh(8), []
+    placed = devices.place(state(3), devices.whole(mesh))
+    count = lambda event, *_, **__: compiled.append(event) if "compile" in event else None
+    jax.monitoring.register_event_duration_secs_listener(count)
+    with jax.set_mesh(mesh):
+        checkpoints.save(3, placed, NO_SCORE)
+        checkpoints.wait()
+    jax.monitoring.clear_event_listeners()
+    assert not compiled
+    assert_same(checkpoints.restore(3, LIKE)[0], state(3))
+
+
 def test_a_save_does_not_see_what_happens_to_the_state_afterwards(checkpoints):
     """Saving goes on in the background while the next step overwrites the donated state."""
     advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
