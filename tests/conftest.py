@@ -9,6 +9,7 @@ import tempfile
 import time
 from types import SimpleNamespace
 
+import flax
 import forked
 import jax
 import pytest
@@ -43,8 +44,13 @@ jax.config.update(
     "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
 )
 
-# Nor is it worth it to look for garbage as often as Python does, a tenth of the time to trace.
+# What takes a tenth of the time to trace and no test looks at: garbage as often as Python looks for
+# it, the lines of Python behind each operation, and names for a profiler.
 gc.set_threshold(100_000)
+for name in ("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "FLAX_PROFILE"):
+    os.environ.setdefault(name, "0")
+jax.config.update("jax_traceback_in_locations_limit", 0)
+flax.config.update("flax_profile", False)
 
 # A residual network so small that a run takes seconds.
 TINY = ["train", "small", "--depth=8", "--batch=8", "--steps=40", "--evaluate-every=10"]
@@ -52,13 +58,12 @@ TINY = ["train", "small", "--depth=8", "--batch=8", "--steps=40", "--evaluate-ev
 
 @pytest.fixture
 def command():
-    """Run `python -m experiments.resnet ...` and wait, with one CPU device. Returns the finished
-    process, its output as text."""
+    """Run `python -m experiments.resnet ...`, or another experiment, and wait, with one CPU device.
+    Returns the finished process, its output as text."""
 
-    def run(*arguments, check=None, folder=".", **environment):
-        process = forked.run(
-            "experiments.resnet", *arguments, environment=environment, folder=folder
-        )
+    def run(*arguments, check=None, experiment="resnet", folder=".", drawn=False, **environment):
+        options = {"environment": environment, "folder": folder, "drawn": drawn}
+        process = forked.run(f"experiments.{experiment}", *arguments, **options)
         if check is not None:
             assert process.returncode == check, process.stderr
         return process

@@ -21,7 +21,8 @@ from experiments import (
     simclr_probe,
     transformer,
 )
-from jaxhist.data import documents, masked, translation
+from jaxhist import evaluate
+from jaxhist.data import documents, masked, prepared, translation
 
 BRIEF = {"batch": 16, "steps": 6, "evaluate_every": 3}
 LABELS = {"learn": "labels", "data": "sst_binary", "layers": 1, "warmup": 0}
@@ -55,14 +56,21 @@ EXPERIMENTS = [
 
 
 def brief(setattr):
-    """What measures samples learns for an epoch; numbers to be translated are few and short, and so
-    are documents; questions are few, and so are the images on a map."""
+    """What measures samples learns for an epoch, and a classifier of features on few of them;
+    numbers to be translated are few and short, and so are documents; examples of data sets and
+    questions are few, and so are the images on a map."""
+    letters, examples, probe = documents.letters, prepared.examples, evaluate.probe
+    first = lambda sequence: [each for _, each in zip(range(100), sequence, strict=False)]
+    few = lambda features: evaluate.Features(*(array[:100] for array in features))
     setattr(gan_samples, "SEEN", 1)
+    setattr(evaluate, "probe", lambda train, test: probe(few(train), few(test)))
     setattr(translation, "HELD_OUT", 16)
     setattr(translation, "DIGITS", 4)
     setattr(masked, "TESTED", 16)
     setattr(gpt_text, "QUESTIONS", 16)
+    setattr(prepared, "examples", lambda *of: first(examples(*of)))
     setattr(documents, "python", few_documents)
+    setattr(documents, "letters", lambda split: letters(split)[:100])
     setattr(simclr_probe, "draw_map", functools.partial(simclr_probe.draw_map, count=100))
 
 

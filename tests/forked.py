@@ -16,6 +16,8 @@ from pathlib import Path
 import jax
 import tensorflow_datasets as tfds
 
+from jaxhist import plots
+
 FORKS = multiprocessing.get_context("forkserver")
 NEEDED = ["experiments.gpt", "experiments.resnet"]
 LATER = ["matplotlib.backends.backend_agg", "scipy.stats", "sklearn.datasets"]
@@ -32,9 +34,12 @@ class Command:
       folder: where it runs.
       said: on its standard input.
       output: a named pipe, in place of a file, for what it says.
+      drawn: whether curves are drawn, which takes a second.
     """
 
-    def __init__(self, module, *arguments, environment=None, folder=".", said="", output=None):
+    def __init__(
+        self, module, *arguments, environment=None, folder=".", said="", output=None, drawn=False
+    ):
         self._there = Path(tempfile.mkdtemp())
         (self._there / "stdin").write_text(said)
         self.output, self.errors = output or self._there / "stdout", self._there / "stderr"
@@ -43,7 +48,7 @@ class Command:
         self._arguments = [module, *map(str, arguments)]
         environment = dict(os.environ) | (environment or {})
         streams = self._there / "stdin", self.output, self.errors
-        given = self._arguments, environment, str(folder), streams
+        given = self._arguments, environment, str(folder), streams, drawn
         # It is ended where a test fails and leaves it alone.
         self._process = FORKS.Process(target=_main, args=given, daemon=True)
         self._process.start()
@@ -74,7 +79,7 @@ def run(module, *arguments, **options):
     return Command(module, *arguments, **options).ended()
 
 
-def _main(arguments, environment, folder, streams):
+def _main(arguments, environment, folder, streams, drawn):
     """In the new process."""
     for number, path in enumerate(streams):
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY
@@ -89,6 +94,8 @@ def _main(arguments, environment, folder, streams):
             _configure(name.lower(), environment[name])
     tfds.core.constants.DATA_DIR = environment.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)
     gc.freeze()  # what was imported is no garbage; not to look through it takes a tenth of the time
+    if not drawn:
+        plots.curves = lambda workdir: None
     sys.argv = arguments
     sys.modules.pop(arguments[0], None)  # so that it is run, and not only found
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)

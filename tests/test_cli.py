@@ -79,14 +79,12 @@ def test_evaluate_repeats_the_figures_of_the_run(command, finished):
 
 def test_the_default_directory_is_below_the_present_one(command, tmp_path):
     """`train`, the same command again, and `evaluate` with a relative path."""
-    for arguments in (
-        [*TINY, "--steps=20"],
-        [*TINY, "--steps=20"],
-        ["evaluate", "runs/resnet-small"],
-    ):
-        assert command(*arguments, check=0, folder=tmp_path).stderr == ""
-    assert (tmp_path / "runs" / "resnet-small" / "curves.png").exists()
-    assert len(log.read(tmp_path / "runs" / "resnet-small")[0]["starts"]) == 2
+    here = {"experiment": "regression", "folder": tmp_path, "drawn": True}
+    run, training = tmp_path / "runs" / "regression-small", ["train", "small", "--steps=100"]
+    for arguments in (training, training, ["evaluate", "runs/regression-small"]):
+        assert command(*arguments, check=0, **here).stderr == ""
+    assert (run / "curves.png").exists()
+    assert len(log.read(run)[0]["starts"]) == 2
 
 
 def test_unknown_command(command):
@@ -227,14 +225,15 @@ def test_evaluate_of_a_damaged_checkpoint(command, saved):
 def test_loss_that_is_not_finite(command, tmp_path):
     """A learning rate far too high. The last good checkpoint and the batch are there."""
     run = ["--run.workdir", tmp_path / "run", "--run.save-every=1"]
-    process = command(*TINY, "--shortcut=none", "--rate=1e25", *run)
+    process = command("train", "small", "--rate=1e8", *run, experiment="regression")
     assert_one_line(process, "is not finite", "its batch is in", "last good checkpoint is", "lower")
     step = int(process.stderr.split("of step ")[1].split()[0])
     (batch,) = (tmp_path / "run").glob("batch-*.npz")
     assert batch.name == f"batch-{step}.npz" and str(batch) in process.stderr
     good = sorted(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert good[-1] <= step
-    assert command("evaluate", tmp_path / "run", check=0).stdout.count("NaN") == 0
+    again = command("evaluate", tmp_path / "run", check=0, experiment="regression")
+    assert again.stdout.count("NaN") == 0
 
 
 @pytest.fixture
@@ -252,8 +251,8 @@ def small_disk(tmp_path):
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     """`train | head -1`: the first line is read, and then nothing."""
     os.mkfifo(tmp_path / "pipe")
-    arguments = [*TINY, "--run.workdir", tmp_path / "run"]
-    started = Command("experiments.resnet", *arguments, output=tmp_path / "pipe")
+    arguments = ["train", "small", "--steps=100", "--run.workdir", tmp_path / "run"]
+    started = Command("experiments.regression", *arguments, output=tmp_path / "pipe")
     with (tmp_path / "pipe").open() as pipe:
         assert pipe.readline() == "compiling for 1 x cpu\n"
     process = started.ended()

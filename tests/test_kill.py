@@ -18,9 +18,9 @@ from jaxhist.checkpoint import Checkpoints
 RUN = [*TINY, "--run.log-every=1", "--run.save-every=4"]
 
 
-def start(workdir, compiled=True):
+def start(workdir, compiled=True, **environment):
     """Start the run; if not `compiled`, without the programs that other tests have compiled."""
-    environment = {} if compiled else {"JAX_COMPILATION_CACHE_DIR": ""}
+    environment |= {} if compiled else {"JAX_COMPILATION_CACHE_DIR": ""}
     arguments = [*RUN, "--run.workdir", workdir]
     return Command("experiments.resnet", *arguments, environment=environment)
 
@@ -133,9 +133,8 @@ def test_asked_to_stop(sent, undisturbed, tmp_path):
 
 def test_a_second_signal_ends_at_once(tmp_path):
     """Also while the main thread is busy where no Python handler runs: it compiles."""
-    arguments = ["train", "small", "--depth=56", "--run.workdir", tmp_path / "run"]
-    environment = {"JAX_COMPILATION_CACHE_DIR": ""}
-    process = Command("experiments.resnet", *arguments, environment=environment)
+    slowly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
+    process = start(tmp_path / "run", compiled=False, **slowly)
     during_compilation(process, tmp_path / "run", random.Random(0))
     process.send_signal(signal.SIGTERM)
     wait_for(process, lambda: process.errors.read_text().endswith("\n"))
