@@ -41,8 +41,8 @@ claims: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-test-long: install
-	$(BIN)/python -m pytest -q -m long
+test-long: install  # compiled as for a run that is not a test
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/python -m pytest -q -m long
 
 lint: install
 	$(BIN)/ruff format --check .
