@@ -330,7 +330,7 @@ def _table(where: Slice, run: Run, plan: Plan) -> str:
             row("memory", _size(size), MEMORY[name])
     verdict = f"it does not fit: {plan.refused}" if plan.refused else "it fits"
     if not plan.refused and plan.compiling is None:
-        compiler = "; for TPUs, pip install 'jaxhist[tpu]'" if where.chip.clock else ""
+        compiler = "; for TPUs, pip install -e '.[tpu]'" if where.chip.clock else ""
         verdict = f"nothing was compiled, so activations are not among it{compiler}"
     row("memory", _size(plan.needed), f"of {_size(plan.available)} a chip: {verdict}")
     row("FLOPs", f"{plan.flops:.3g}", "of products in a step, of all chips together")

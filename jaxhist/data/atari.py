@@ -56,7 +56,7 @@ def actions(name: str) -> int:
 def _emulators(name: str, games: int, most: int):
     """Games side by side, each ending after so many frames at the latest."""
     if importlib.util.find_spec("ale_py") is None:
-        raise UserError("the games are not installed: pip install 'jaxhist[play]'")
+        raise UserError("the games are not installed: pip install -e '.[play]'")
     from ale_py import roms, vector_env  # here, so that what needs no game does without them
 
     with warnings.catch_warnings(action="ignore"):

@@ -46,7 +46,7 @@ def named(name: str) -> Game:
     if name not in (*MINATAR, *CONTROL):
         raise UserError(f"no game {name!r}; there are {', '.join((*MINATAR, *CONTROL))}")
     if importlib.util.find_spec("gymnax") is None:
-        raise UserError("the games are not installed: pip install 'jaxhist[play]'")
+        raise UserError("the games are not installed: pip install -e '.[play]'")
     import gymnax  # here, since it imports a second's worth of what draws
 
     title = "".join(word.capitalize() for word in name.split("_"))
