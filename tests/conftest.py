@@ -31,6 +31,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 QUICKLY = "xla_cpu_disable_new_fusion_emitters --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", f"--xla_backend_extra_options={QUICKLY}")
 
+# More threads of scikit-learn's would keep the others' cores busy with waiting.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Not on other devices that may be here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])

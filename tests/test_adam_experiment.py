@@ -33,15 +33,20 @@ def test_parameters_are_the_papers(preset):
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == PARAMETERS[preset]
 
 
-def losses(config, steps):
-    """Of the first steps, as {metric: [steps]}."""
+def train(config, steps):
+    """The first steps: each state and its metrics."""
     experiment, key = build(config, Run(devices=1)), keys(0)
     state, step = jax.jit(experiment.init)(key.init), jax.jit(experiment.step)
-    logged = []
     for s in range(steps):
-        state, metrics = step(state, experiment.data(s, state), jax.random.fold_in(key.step, s))
-        logged.append(metrics)
-    logged = jax.device_get(logged)
+        # Numpy's arrays are nowhere in particular, as the first state: all steps are one program.
+        batch = jax.device_get(experiment.data(s, state))
+        state, metrics = step(state, batch, jax.random.fold_in(key.step, s))
+        yield jax.device_get((state, metrics))
+
+
+def losses(config, steps):
+    """Of the first steps, as {metric: [steps]}."""
+    logged = [metrics for _, metrics in train(config, steps)]
     return {name: np.array([metrics[name] for metrics in logged]) for name in logged[0]}
 
 
@@ -58,13 +63,9 @@ def test_side_by_side_each_learns_as_it_does_alone(preset):
 
 def test_what_diverges_stands_still_and_leaves_the_others_alone():
     config = replace(PRESETS["autoencoder"], widths=(16, 4), optimizer="sgd")
-    rates = (1e-3, 1e3)
-    experiment, key = build(replace(config, rates=rates), Run(devices=1)), keys(0)
-    state, step = jax.jit(experiment.init)(key.init), jax.jit(experiment.step)
-    frozen = []
-    for s in range(6):
-        state, metrics = step(state, experiment.data(s, state), jax.random.fold_in(key.step, s))
-        frozen.append(np.concatenate([x[1].ravel() for x in jax.tree.leaves(state.params)]))
+    steps = list(train(replace(config, rates=(1e-3, 1e3)), 6))
+    second = lambda state: np.concatenate([x[1].ravel() for x in jax.tree.leaves(state.params)])
+    frozen, (_, metrics) = [second(state) for state, _ in steps], steps[-1]
     assert metrics["loss 1000"] == DIVERGED and metrics["diverged"] == 1
     assert metrics["loss 0.001"] < 100
     assert np.isfinite(frozen).all()
@@ -98,12 +99,11 @@ def test_the_rate_falls_with_the_root_of_the_step():
 
     def second_step(decay):
         experiment, key = build(replace(config, decay=decay), Run(devices=1)), keys(0)
-        state = jax.jit(experiment.init)(key.init).replace(step=jnp.int32(1))
+        state = jax.device_get(jax.jit(experiment.init)(key.init)).replace(step=np.int32(1))
         moved = jax.tree.map(lambda leaf: leaf * 0 + 1, state.opt_state)  # its counter is at 1
-        after, _ = experiment.step(
-            state.replace(opt_state=moved), experiment.data(1, state), key.step
-        )
-        return jax.tree.map(lambda a, b: a - b, after.params, state.params)
+        batch = experiment.data(1, state)
+        after, _ = jax.jit(experiment.step)(state.replace(opt_state=moved), batch, key.step)
+        return jax.tree.map(lambda a, b: a - b, jax.device_get(after.params), state.params)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a * np.sqrt(2), b, rtol=1e-4, atol=1e-7),

@@ -1,5 +1,6 @@
 import types
 from dataclasses import replace
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -8,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 from conftest import needs
-from counts import image, multiply_adds, parameters, shapes
+from counts import filled, image, multiply_adds, parameters, shapes
 
 from experiments import alexnet
-from jaxhist import plots
+from jaxhist import devices, plots
 from jaxhist.algorithm import keys
 from jaxhist.claims import Trained
 from jaxhist.convolution import IMAGES
@@ -109,9 +110,10 @@ def test_local_responses_are_a_slow_loops(n):
 
 @pytest.fixture(scope="module")
 def initialised():
-    """The parameters of the network of two towers, for few classes."""
-    init = lambda key: AlexNet(10).init(key, jnp.zeros((1, 224, 224, 3)), train=False)["params"]
-    return jax.jit(init)(jax.random.key(0))
+    """The parameters of the network of two towers, for few classes and images of 67 pixels, of
+    which one is left before the fully connected layers."""
+    init = lambda key: AlexNet(10).init(key, jnp.zeros((1, 67, 67, 3)), train=False)["params"]
+    return jax.device_get(jax.jit(init)(jax.random.key(0)))
 
 
 def test_initialisation_is_the_papers(initialised):
@@ -137,10 +139,11 @@ def test_towers_meet_in_the_third_convolution_alone(initialised):
         groups = inputs // kernel.shape[2]
         assert groups == (1 if name == "Conv_2" else 2)
         conv = nn.Conv(outputs, kernel.shape[:2], feature_group_count=groups)
-        x = jax.random.normal(jax.random.key(0), (1, 6, 6, inputs))
-        changed = x.at[..., : inputs // 2].add(1)
-        before, after = (conv.apply({"params": initialised[name]}, a) for a in (x, changed))
-        differs = ~jnp.isclose(before, after, atol=1e-5).all((0, 1, 2))
+        x = np.random.default_rng(0).normal(size=(6, 6, inputs)).astype(np.float32)
+        changed = x.copy()
+        changed[..., : inputs // 2] += 1
+        before, after = jax.jit(conv.apply)({"params": initialised[name]}, np.stack([x, changed]))
+        differs = ~np.isclose(before, after, atol=1e-5).all((0, 1))
         assert differs[: outputs // 2].all()
         assert differs[outputs // 2 :].any() == (groups == 1)
 
@@ -151,38 +154,43 @@ def test_a_convolution_in_towers_is_one_in_groups():
     x, kernel = random.normal(size=(2, 5, 5, 6)), random.normal(size=(3, 3, 3, 4))
     call = {"window_strides": (1, 1), "padding": ((1, 1), (1, 1)), "feature_group_count": 2}
 
-    def run(convolve):
+    @partial(jax.jit, static_argnums=0)
+    def run(convolve, *operands):
         function = lambda *operands: convolve(*operands, **call, dimension_numbers=IMAGES)
-        value, pull = jax.vjp(function, jnp.float32(x), jnp.float32(kernel))
+        value, pull = jax.vjp(function, *operands)
         return value, pull(jnp.sin(value))
 
-    ours, natives = run(convolve_towers), run(jax.lax.conv_general_dilated)
+    operands = np.float32(x), np.float32(kernel)
+    ours, natives = (run(c, *operands) for c in (convolve_towers, jax.lax.conv_general_dilated))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, natives)
 
 
 def test_pixels_are_seen_as_the_paper_sees_them(initialised):
     """From 0 to 255: a step of one level moves the first layer by the sum of the weights."""
-    _, caught = AlexNet(10).apply(
-        {"params": initialised},
-        jnp.full((1, 224, 224, 3), 1 / 255),
-        train=False,
-        capture_intermediates=lambda module, method: module.name == "Conv_0",
-        mutable=["intermediates"],
-    )
-    inside = caught["intermediates"]["Conv_0"]["__call__"][0][0, 27, 27]
+
+    @jax.jit
+    def first(params, image):
+        _, caught = AlexNet(10).apply(
+            {"params": params}, image, train=False, capture_intermediates=True
+        )
+        return caught["intermediates"]["Conv_0"]["__call__"][0]
+
+    inside = first(initialised, np.full((1, 67, 67, 3), 1 / 255, np.float32))[0, 8, 8]
     np.testing.assert_allclose(inside, initialised["Conv_0"]["kernel"].sum((0, 1, 2)), atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2])
 def test_dropout_is_the_classic_one(rate):
     """Training leaves what it keeps as it is, and a test multiplies."""
-    x = jax.random.uniform(jax.random.key(0), (200, 100), minval=1.0, maxval=2.0)
-    train = Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(1)})
+    x = np.random.default_rng(0).uniform(1, 2, (200, 100)).astype(np.float32)
+    apply = jax.jit(partial(Dropout(rate).apply, {}, train=True))
+    train, other = (
+        np.asarray(apply(x, rngs={"dropout": key})) for key in jax.random.split(jax.random.key(1))
+    )
     dropped = train == 0
     np.testing.assert_array_equal(train[~dropped], x[~dropped])
     deviation = (rate * (1 - rate) / x.size) ** 0.5
     assert abs(dropped.mean() - rate) < 4 * deviation
-    other = Dropout(rate).apply({}, x, train=True, rngs={"dropout": jax.random.key(2)})
     assert ((other == 0) != dropped).any()
     test = Dropout(rate).apply({}, x, train=False)
     np.testing.assert_allclose(test, (1 - rate) * x, rtol=1e-6)
@@ -202,8 +210,7 @@ def test_dropout_is_in_two_layers(model):
 
 def test_the_small_network_has_the_layers_of_its_configuration():
     model = SmallAlexNet(10, width=4, hidden=(7, 5), activation=jnp.tanh, dropout=0.5)
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), x, train=False)
+    variables = filled(shapes(model, 8))
     kernels = {name: layer["kernel"].shape for name, layer in variables["params"].items()}
     assert kernels == {
         "Conv_0": (5, 5, 3, 4),
@@ -213,12 +220,12 @@ def test_the_small_network_has_the_layers_of_its_configuration():
         "Dense_1": (7, 5),
         "Dense_2": (5, 10),
     }
-    logits, caught = model.apply(
-        variables, x, train=False, capture_intermediates=True, mutable=["intermediates"]
-    )
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    apply = jax.jit(partial(model.apply, train=False, capture_intermediates=True))
+    logits, caught = jax.device_get(apply(variables, x))
     caught = caught["intermediates"]
     last = caught["Dropout_1"]["__call__"][0]
-    np.testing.assert_allclose(last, 0.5 * jnp.tanh(caught["Dense_1"]["__call__"][0]), rtol=1e-5)
+    np.testing.assert_allclose(last, 0.5 * np.tanh(caught["Dense_1"]["__call__"][0]), rtol=1e-5)
     assert logits.shape == (2, 10)
 
 
@@ -233,7 +240,8 @@ def test_the_update_is_the_papers_while_the_rate_changes():
     """Section 5: v <- 0.9 v - 0.0005 rate w - rate gradient, w <- w + v."""
     config = replace(alexnet.PRESETS["small"], width=2, hidden=(), batch=8, steps=6, falls=2)
     experiment = alexnet.build(config, Run(devices=1))
-    state = jax.jit(experiment.init)(keys(0).init)
+    init = jax.jit(experiment.init, out_shardings=devices.whole(devices.mesh(1)))
+    state = init(keys(0).init)
     model = SmallAlexNet(10, width=2)
 
     def loss(params, batch):
@@ -241,8 +249,8 @@ def test_the_update_is_the_papers_while_the_rate_changes():
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
 
     gradient, step = jax.jit(jax.grad(loss)), jax.jit(experiment.step)
-    w = state.params
-    v = jax.tree.map(jnp.zeros_like, w)
+    w = jax.device_get(state.params)
+    v = jax.tree.map(np.zeros_like, w)
     for i in range(6):
         rate = config.rate / 10 ** (i // 2)  # after 2 and 4 of 6 steps
         batch = experiment.data(i, state)
@@ -250,9 +258,9 @@ def test_the_update_is_the_papers_while_the_rate_changes():
             lambda v, w, g, rate=rate: 0.9 * v - 0.0005 * rate * w - rate * g,
             v,
             w,
-            gradient(w, batch),
+            jax.device_get(gradient(w, batch)),
         )
-        w = jax.tree.map(jnp.add, w, v)
+        w = jax.tree.map(np.add, w, v)
         state, _ = step(state, batch, keys(0).step)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, w
@@ -272,9 +280,16 @@ def test_the_filters_picture_shows_each_in_its_place():
     assert (plots.filters(np.ones((3, 3, 1, 1), np.float32))[:39, :39] == 255).all()
 
 
-def test_evaluate_shows_the_filters():
-    experiment = alexnet.build(replace(alexnet.PRESETS["small"], width=3), Run(devices=1))
-    state = jax.jit(experiment.init)(keys(0).init)
+@pytest.fixture(scope="module")
+def beginning():
+    """A small configuration, its experiment, and the first state."""
+    config = replace(alexnet.PRESETS["small"], width=3, hidden=(4,), dropout=0.5)
+    experiment = alexnet.build(config, Run(devices=1))
+    return config, experiment, jax.jit(experiment.init)(keys(0).init)
+
+
+def test_evaluate_shows_the_filters(beginning):
+    _, experiment, state = beginning
     measured = experiment.evaluate(state)
     assert measured.keys() == {"loss", "accuracy", "filters"}
     np.testing.assert_array_equal(
@@ -285,12 +300,12 @@ def test_evaluate_shows_the_filters():
 
 def test_bfloat16_leaves_parameters_and_logits_in_float32():
     model = SmallAlexNet(10, width=4, hidden=(8,), dtype=jnp.bfloat16)
-    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    variables = model.init(jax.random.key(1), x, train=False)
+    variables = shapes(model, 8)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    assert model.apply(variables, x, train=False).dtype == jnp.float32
-    jaxpr = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
-    products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    trace = jax.make_jaxpr(partial(model.apply, train=False), return_shape=True)
+    program, logits = trace(variables, image(8))
+    assert logits.dtype == jnp.float32
+    products = [e for e in program.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
     assert products and {e.outvars[0].aval.dtype for e in products} == {jnp.dtype("bfloat16")}
 
 
@@ -315,10 +330,8 @@ def test_a_lucky_line_reaches_nothing():
     assert set(figures.values()) == {400}
 
 
-def test_errors_of_a_state_are_those_that_a_test_measures():
-    config = replace(alexnet.PRESETS["small"], width=3, hidden=(4,), dropout=0.5)
-    experiment = alexnet.build(config, Run(devices=1))
-    state = jax.jit(experiment.init)(keys(0).init)
+def test_errors_of_a_state_are_those_that_a_test_measures(beginning):
+    config, experiment, state = beginning
     for split, measured in (("test", experiment.test), ("validation", experiment.evaluate)):
         want = 100 * (1 - measured(state)["accuracy"])
         assert np.isclose(alexnet.error(config, state, split), want, atol=1e-3)

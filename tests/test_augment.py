@@ -26,6 +26,11 @@ def unit(image, change, amount):
     return jnp.stack(change(tuple(jnp.moveaxis(image, -1, 0)), amount), -1)
 
 
+each = partial(jax.jit, static_argnums=2)(augment.each)
+scaling = partial(jax.jit, static_argnums=2)(augment.scaling)
+blurring = partial(jax.jit, static_argnums=(1, 2))(augment.blurring)
+
+
 def grey(image):
     return image @ np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -39,7 +44,7 @@ def test_scaling_a_part_is_pillows(photograph):
         box = (left, top, left + columns, top + rows)
         channels = [Image.fromarray(photograph[..., c]) for c in range(3)]
         want = np.stack([c.resize((32, 24), Image.Resampling.BILINEAR, box) for c in channels], -1)
-        weights = augment.scaling(top, rows, 24), augment.scaling(left, columns, 32)
+        weights = scaling(top, rows, 24), scaling(left, columns, 32)
         got = np.einsum("ih,jw,hwc->ijc", *weights, photograph)
         np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -48,9 +53,9 @@ def test_parts_have_the_papers_areas_and_ratios():
     """Seen in an image of coordinates: scaling a part of it gives its corners."""
     H, W, N = 24, 32, 2000
     rows, columns = np.mgrid[:H, :W].astype(np.float32)
-    image = jnp.broadcast_to(np.stack([rows, columns], -1), (N, 1, H, W, 2))
+    image = np.broadcast_to(np.stack([rows, columns], -1), (N, 1, H, W, 2))
     crop = lambda image, key: augment.random_resized_crop(image, key, 0.08)
-    views = np.array(jax.jit(lambda key: augment.each(image, key, crop))(jax.random.key(0))[:, 0])
+    views = np.array(each(image, jax.random.key(0), crop))[:, 0]
     # Two pixels far from the border, where nothing is cut off.
     extent = (views[:, 15, 20] - views[:, 8, 11]) / np.array([7 / H, 9 / W])
     centre = (views[:, 11, 15] + views[:, 12, 16]) / 2 + 0.5
@@ -107,8 +112,8 @@ def test_colours_are_distorted_in_any_order_as_often_as_in_the_paper(photograph)
     key draws."""
     small, strength, N = photograph[::6, ::8], 0.5, 1000
     distort = lambda image, key: augment.colour_distortion(image, key, strength)
-    image = jnp.broadcast_to(small, (N, 1, *small.shape))
-    got = np.array(jax.jit(lambda key: augment.each(image, key, distort))(jax.random.key(0))[:, 0])
+    image = np.broadcast_to(small, (N, 1, *small.shape))
+    got = np.array(each(image, jax.random.key(0), distort))[:, 0]
     greys = np.ptp(got, axis=-1).max((1, 2)) < 1e-5
     untouched = np.abs(got - small).max((1, 2, 3)) < 1e-6
     assert np.isclose(greys.mean(), 0.2, atol=0.04)
@@ -141,7 +146,7 @@ def test_blur_is_scipys_but_at_the_border(photograph, sigma):
         image, (sigma, sigma, 0), mode="constant", radius=(radius, radius, 0)
     )
     want = filtered(photograph) / filtered(np.ones_like(photograph))
-    rows, columns = augment.blurring(sigma, radius, 24), augment.blurring(sigma, radius, 32)
+    rows, columns = blurring(sigma, radius, 24), blurring(sigma, radius, 32)
     got = np.einsum("ih,jw,hwc->ijc", rows, columns, photograph)
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert np.count_nonzero(rows[12]) <= 2 * radius + 1  # a tenth of 48 pixels
@@ -149,13 +154,11 @@ def test_blur_is_scipys_but_at_the_border(photograph, sigma):
 
 def test_half_of_the_views_are_mirrored_and_half_blurred(photograph):
     N = 400
-    image = jnp.broadcast_to(photograph, (N, 1, *photograph.shape))
-    both = jax.jit(
-        lambda key: [
-            augment.each(image, key, f) for f in (augment.random_mirror, augment.random_blur)
-        ]
+    image = np.broadcast_to(photograph, (N, 1, *photograph.shape))
+    mirrored, blurred = (
+        np.array(each(image, jax.random.key(1), view))[:, 0]
+        for view in (augment.random_mirror, augment.random_blur)
     )
-    mirrored, blurred = (np.array(views[:, 0]) for views in both(jax.random.key(1)))
     turned = (mirrored == photograph[:, ::-1]).all((1, 2, 3))
     assert ((mirrored == photograph).all((1, 2, 3)) ^ turned).all()
     assert np.isclose(turned.mean(), 0.5, atol=0.1)
@@ -164,9 +167,9 @@ def test_half_of_the_views_are_mirrored_and_half_blurred(photograph):
 
 
 def test_views_are_independent_and_stay_in_range(photograph):
-    image = jnp.broadcast_to(photograph[:12, :16], (8, 2, 12, 16, 3))
+    image = np.broadcast_to(photograph[:12, :16], (8, 2, 12, 16, 3))
     distort = lambda image, key: augment.colour_distortion(image, key, 1.0)
-    views = np.array(jax.jit(lambda key: augment.each(image, key, distort))(jax.random.key(0)))
+    views = np.array(each(image, jax.random.key(0), distort))
     assert (
         len(np.unique(views.reshape(16, -1).round(3), axis=0)) >= 14
     )  # a few are left as they are

@@ -2,56 +2,49 @@
 
 import dataclasses
 import functools
-import itertools
 import re
-from pydoc_data.topics import topics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import needs
+from every import BRIEF, brief
 
 from experiments import bert as experiment
 from experiments import bert_tuning, bert_words
 from jaxhist import UserError, checkpoint, cli, devices, packed
 from jaxhist.algorithm import keys
-from jaxhist.data import documents, masked, prepared, wordpiece
+from jaxhist.data import documents, masked, wordpiece
 from jaxhist.models.bert import PreTraining, Size
 from jaxhist.train import Run, train
 
 SPECIAL = wordpiece.Special(0, 1, 2, 3, 4)
 
-
+# As in tests/every.py, so that it is compiled once.
 TINY = dataclasses.replace(
     experiment.PRESETS["small"],
     vocabulary=300,
     layers=1,
     width=8,
     length=32,
-    batch=8,
-    steps=2,
-    evaluate_every=2,
     warmup=0,
+    **BRIEF,
 )
 TUNED = dataclasses.replace(TINY, learn="labels", data="sst_binary", start="words-seed{seed}")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_documents():
+def quick():
+    """Documents and examples are few."""
     with pytest.MonkeyPatch.context() as patch:
-        texts = [text[:1500] for text in list(topics.values())[:8]]
-        patch.setattr(documents, "python", lambda split: texts)
-        patch.setattr(masked, "TESTED", 16)
-        examples = prepared.examples
-        some = lambda *of: list(itertools.islice(examples(*of), 200))
-        patch.setattr(prepared, "examples", some)
+        brief(patch.setattr)
         yield
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A directory with a run of two steps."""
+    """A directory with a run of few steps."""
     folder = tmp_path_factory.mktemp("runs")
     run = Run(workdir=str(folder / "words-seed0"), devices=1)
     identity = {"experiment": "bert", "config": dataclasses.asdict(TINY)}
@@ -140,7 +133,7 @@ def test_labels_are_learned_from_what_was_learned_before(pretrained):
     run = Run(workdir=str(pretrained / "tuned"), devices=1)
     build = lambda **changes: experiment.build(dataclasses.replace(TUNED, **changes), run)
     init = lambda tuned: jax.device_get(jax.jit(tuned.init)(keys(0).init))
-    tuned, before = build(examples=100), experiment.build(TINY, Run(devices=1))
+    tuned, before = build(examples=50), experiment.build(TINY, Run(devices=1))
     found = checkpoint.tested(pretrained / "words-seed0", before.init).params
     state, scratch = init(tuned), init(build(start="", words="words-seed{seed}"))
     same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
@@ -149,7 +142,9 @@ def test_labels_are_learned_from_what_was_learned_before(pretrained):
         assert not same(scratch.params[part], found[part])
     assert same(scratch.params["output"], state.params["output"])
     batch = jax.device_get(tuned.data(0, state))
-    assert batch["tokens"].shape == (8, 32) and (batch["tokens"][:, 0] == SPECIAL.begin).all()
+    assert (
+        batch["tokens"].shape == (TINY.batch, 32) and (batch["tokens"][:, 0] == SPECIAL.begin).all()
+    )
     names = [(pretrained / run / "vocabulary.json").read_text() for run in ("words-seed0", "tuned")]
     assert names[0] == names[1]  # its own copy
     after, _ = jax.jit(tuned.step)(state, batch, keys(0).step)
@@ -166,7 +161,7 @@ def test_what_goes_on_has_the_moments_and_the_place_in_the_schedule(pretrained):
     )
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, found.opt_state)
     counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
-    assert state.step == 0 and counts and all(count == 2 for count in counts)
+    assert state.step == 0 and counts and all(count == TINY.steps for count in counts)
 
 
 @pytest.mark.parametrize(

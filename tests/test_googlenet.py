@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import needs
-from counts import image, multiply_adds, parameters, shapes
-from scipy.special import comb
+from counts import filled, image, multiply_adds, parameters, shapes
+from scipy.special import comb, logsumexp
 from test_photographs import encode, scene
 
 from experiments import googlenet
-from jaxhist import flops
+from jaxhist import devices, flops
 from jaxhist.algorithm import keys
 from jaxhist.claims import Trained
 from jaxhist.data import photographs
@@ -131,14 +131,15 @@ def test_max_pool_is_flaxs_and_so_is_its_gradient(shape, strides):
     draw = np.random.default_rng(0).normal
     x = draw(size=shape).astype(np.float32)
 
-    def of(pool):
-        y, pull_back = jax.vjp(pool, x)
-        return y, pull_back(np.random.default_rng(1).normal(size=y.shape).astype(np.float32))[0]
-
+    ours = lambda x: max_pool(x, strides)
     flaxs = lambda x: nn.max_pool(x, (3, 3), (strides, strides), "SAME")
-    ours, theirs = (
-        jax.jit(of, static_argnums=0)(pool) for pool in (lambda x: max_pool(x, strides), flaxs)
-    )
+    gradient = draw(size=jax.eval_shape(flaxs, x).shape).astype(np.float32)
+
+    def of(pool, x, gradient):
+        y, pull_back = jax.vjp(pool, x)
+        return y, pull_back(gradient)[0]
+
+    ours, theirs = (jax.jit(of, static_argnums=0)(pool, x, gradient) for pool in (ours, flaxs))
     np.testing.assert_array_equal(ours[0], theirs[0])
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
 
@@ -147,25 +148,30 @@ def test_a_modules_branches_are_convolutions_of_the_input_and_of_what_is_pooled(
     """Beside XLA's own convolutions and Flax's pooling."""
     widths = (3, 4, 5, 2, 6, 7)
     module = Inception(MODULES["3a"][0]._make(widths))
-    x = jax.random.normal(jax.random.key(0), (2, 9, 9, 8))
-    params = jax.jit(module.init)(jax.random.key(1), x)["params"]
-    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # biases too
-    by_shape = {p["Conv_0"]["kernel"].shape: p["Conv_0"] for p in params.values()}
+    x = np.random.default_rng(0).normal(size=(2, 9, 9, 8)).astype(np.float32)
+    params = filled(jax.eval_shape(module.init, jax.random.key(1), x)["params"])
+    params = jax.tree.map(lambda leaf: leaf + np.float32(0.1), params)  # biases too
 
-    def conv(x, *shape):
-        same = jax.lax.conv_general_dilated(
-            x, by_shape[shape]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return jnp.maximum(same + by_shape[shape]["bias"][None, None, None], 0)
+    @jax.jit
+    def by_hand(params, x):
+        by_shape = {p["Conv_0"]["kernel"].shape: p["Conv_0"] for p in params.values()}
 
-    want = [
-        conv(x, 1, 1, 8, 3),
-        conv(conv(x, 1, 1, 8, 4), 3, 3, 4, 5),
-        conv(conv(x, 1, 1, 8, 2), 5, 5, 2, 6),
-        conv(nn.max_pool(x, (3, 3), (1, 1), "SAME"), 1, 1, 8, 7),
-    ]
+        def conv(x, *shape):
+            kernel, bias = by_shape[shape]["kernel"], by_shape[shape]["bias"]
+            images = ("NHWC", "HWIO", "NHWC")
+            same = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=images)
+            return jnp.maximum(same + bias[None, None, None], 0)
+
+        branches = [
+            conv(x, 1, 1, 8, 3),
+            conv(conv(x, 1, 1, 8, 4), 3, 3, 4, 5),
+            conv(conv(x, 1, 1, 8, 2), 5, 5, 2, 6),
+            conv(nn.max_pool(x, (3, 3), (1, 1), "SAME"), 1, 1, 8, 7),
+        ]
+        return jnp.concatenate(branches, -1)
+
     got = jax.jit(module.apply)({"params": params}, x)
-    np.testing.assert_allclose(got, np.concatenate(want, -1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got, by_hand(params, x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.long
@@ -186,13 +192,12 @@ def test_activations_keep_their_scale_through_all_modules():
 
 def test_bfloat16_leaves_parameters_and_logits_in_float32():
     model = SmallGoogLeNet(10, dtype=jnp.bfloat16)
-    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(1), x)
+    variables = shapes(model, 8)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     apply = partial(model.apply, train=True, rngs={"dropout": jax.random.key(2)})
-    logits = jax.eval_shape(apply, variables, x)
+    logits = jax.eval_shape(apply, variables, image(8))
     assert {one.dtype for one in logits} == {jnp.dtype("float32")}
-    jaxpr = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
+    jaxpr = jax.make_jaxpr(partial(model.apply, train=False))(variables, image(8))
     products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
     assert products and {e.outvars[0].aval.dtype for e in products} == {jnp.dtype("bfloat16")}
 
@@ -200,43 +205,51 @@ def test_bfloat16_leaves_parameters_and_logits_in_float32():
 @pytest.fixture(scope="module")
 def trained():
     """Three steps on digits: the experiment, and the states and metrics before and after each."""
-    experiment = googlenet.build(googlenet.Config(batch=16), Run(devices=1))
+    experiment = googlenet.build(googlenet.Config(batch=64), Run(devices=1))
     key = keys(0)
-    state = jax.jit(experiment.init)(key.init)
+    first = jax.eval_shape(experiment.init, key.init)
+    params = filled(first.params)
+    nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), first)
+    state = nothing.replace(params=params, extra=params)
+    state = jax.device_put(state, devices.whole(devices.mesh(1)))
     step, states, metrics = jax.jit(experiment.step), [state], []
     for i in range(3):
         state, measured = step(state, experiment.data(i, state), key.step)
         states.append(state)
         metrics.append(measured)
-    return experiment, states, metrics
+    return experiment, states, jax.device_get(metrics)
 
 
-def test_dropout_is_40_per_cent_and_70_in_a_head(trained):
+@pytest.fixture(scope="module")
+def outputs(trained):
+    """Images -> logits and head's logits in training, in the first state, and what is inside."""
     _, states, _ = trained
-    x = jax.random.normal(jax.random.key(0), (64, 8, 8, 1))
-    apply = partial(SmallGoogLeNet(10).apply, train=True, capture_intermediates=True)
-    variables = {"params": states[0].params}
-    _, caught = jax.jit(apply)(variables, x, rngs={"dropout": jax.random.key(2)})
+    model = SmallGoogLeNet(10, dtype=jnp.float32)
+    apply = jax.jit(partial(model.apply, train=True, capture_intermediates=True))
+    variables, rngs = {"params": states[0].params}, {"dropout": keys(0).step}
+    return lambda image: jax.device_get(apply(variables, image, rngs=rngs))
+
+
+def test_dropout_is_40_per_cent_and_70_in_a_head(outputs):
+    x = np.random.default_rng(0).normal(size=(64, 8, 8, 1)).astype(np.float32)
+    _, caught = outputs(x)
     caught = caught["intermediates"]
     features = caught["third"]["__call__"][0].mean((1, 2))
     dropped = caught["Dropout_0"]["__call__"][0]
     assert np.isclose(np.mean(dropped[features > 0] == 0), 0.4, atol=0.02)
     np.testing.assert_allclose(dropped[dropped > 0], (features / 0.6)[dropped > 0], rtol=1e-5)
-    hidden = jax.nn.relu(caught["head"]["Dense_0"]["__call__"][0])
+    hidden = np.maximum(caught["head"]["Dense_0"]["__call__"][0], 0)
     dropped = caught["head"]["Dropout_0"]["__call__"][0]
     assert np.isclose(np.mean(dropped[hidden > 0] == 0), 0.7, atol=0.02)
     np.testing.assert_allclose(dropped[dropped > 0], (hidden / 0.3)[dropped > 0], rtol=1e-5)
 
 
-def test_the_loss_is_the_networks_and_three_tenths_of_the_heads(trained):
+def test_the_loss_is_the_networks_and_three_tenths_of_the_heads(trained, outputs):
     experiment, states, metrics = trained
-    batch, model = experiment.data(0, states[0]), SmallGoogLeNet(10, dtype=jnp.float32)
-    rngs = {"dropout": keys(0).step}
-    apply = jax.jit(partial(model.apply, train=True))
-    outputs = apply({"params": states[0].params}, batch["image"], rngs=rngs)
+    batch = jax.device_get(experiment.data(0, states[0]))
+    both, _ = outputs(batch["image"])
     main, head = (
-        -np.mean(np.asarray(jax.nn.log_softmax(logits))[np.arange(16), batch["label"]])
-        for logits in outputs
+        np.mean(logsumexp(logits, -1) - logits[np.arange(64), batch["label"]]) for logits in both
     )
     assert np.isclose(metrics[0]["loss"], main + 0.3 * head, rtol=1e-5)
 
@@ -269,7 +282,8 @@ def test_the_average_looks_back_over_a_tenth_of_the_steps():
 
 def test_a_test_measures_the_average(trained):
     experiment, states, _ = trained
-    nothing = jax.tree.map(jnp.zeros_like, states[-1].params)
+    zeros = lambda leaf: jax.device_put(np.zeros_like(leaf), leaf.sharding)
+    nothing = jax.tree.map(zeros, states[-1].params)
     measured = experiment.test(states[-1])
     assert measured == experiment.test(states[-1].replace(params=nothing))
     assert measured != experiment.test(states[-1].replace(extra=nothing))
@@ -278,7 +292,8 @@ def test_a_test_measures_the_average(trained):
 def test_the_gradient_logged_is_that_of_the_first_module(trained):
     """The first step of SGD is the rate times it."""
     _, states, metrics = trained
-    moved = jax.tree.map(lambda a, b: a - b, states[0].params["first"], states[1].params["first"])
+    before, after = (jax.device_get(state.params["first"]) for state in states[:2])
+    moved = jax.tree.map(np.subtract, before, after)
     norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(moved)))
     assert np.isclose(metrics[0]["gradient"], norm / googlenet.Config().rate, rtol=1e-3)
 
@@ -337,14 +352,15 @@ def test_of_a_photograph_that_no_part_fits_the_central_square_is_taken():
 @pytest.mark.parametrize("form, tolerance", [("PNG", 1.0), ("JPEG", 3.0)])
 def test_a_view_is_the_part_scaled(form, tolerance):
     """Also where the photograph is decoded at half its size (JPEG, 1200 pixels)."""
-    whole = scene(1200, 900)
+    size = (1200, 900) if form == "JPEG" else (600, 450)
+    whole = scene(*size)
     photograph = encode(whole, form)
     used = set()
     for seed in range(24):
         got = photographs.inception_crop(photograph, np.random.default_rng(seed))
         assert got.shape == (224, 224, 3) and got.dtype == np.uint8
         random = np.random.default_rng(seed)
-        (left, top), (width, height) = photographs.random_part((1200, 900), random)
+        (left, top), (width, height) = photographs.random_part(size, random)
         interpolation = photographs.INTERPOLATIONS[random.integers(4)]
         used.add(interpolation)
         part = photographs.Image.fromarray(whole[top : top + height, left : left + width])

@@ -58,7 +58,7 @@ def test_scale_jitter_is_scaling_the_whole_and_cropping(width, height):
 def test_scale_jitter_reaches_every_scale_and_place(monkeypatch):
     crops = []
     monkeypatch.setattr(photographs, "_crop", lambda image, *crop: crops.append(crop))
-    random, photograph = np.random.default_rng(0), encode(scene(300, 200))
+    random, photograph = np.random.default_rng(0), encode(scene(30, 20))
     for _ in range(2000):
         photographs.scale_jitter(photograph, random)
     size, corner, side = (np.array(part) for part in zip(*crops, strict=True))
@@ -88,7 +88,7 @@ def test_square_crop_reaches_every_place(monkeypatch):
     monkeypatch.setattr(
         photographs, "_crop", lambda image, size, corner, side: corners.append((size, corner, side))
     )
-    random, photograph = np.random.default_rng(0), encode(scene(200, 300))
+    random, photograph = np.random.default_rng(0), encode(scene(20, 30))
     for _ in range(1000):
         photographs.square_crop(photograph, random)
     size, corner, side = (np.array(part) for part in zip(*corners, strict=True))

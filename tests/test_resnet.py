@@ -1,8 +1,10 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from counts import image, multiply_adds, parameters, shapes
+from counts import filled, image, multiply_adds, parameters, shapes
 
 from jaxhist import UserError
 from jaxhist.models.resnet import ResNet, SmallResNet, padded_identity
@@ -85,57 +87,63 @@ def test_the_stages_for_imagenet_have_the_papers_sizes():
 
 
 def test_the_shortcut_is_option_a():
-    x = jnp.arange(2 * 4 * 4 * 3.0).reshape(2, 4, 4, 3)
+    x = np.arange(2 * 4 * 4 * 3.0, dtype=np.float32).reshape(2, 4, 4, 3)
     y = padded_identity(x, 5, 2)
     assert y.shape == (2, 2, 2, 5)
     np.testing.assert_array_equal(y[..., :3], x[:, ::2, ::2])
     assert not y[..., 3:].any()
 
 
+# A small network, and what it sees.
+
+MODEL = SmallResNet(8, 10)
+PICTURES = np.random.default_rng(0).normal(3, 2, (16, 8, 8, 3)).astype(np.float32)
+
+
 def test_blocks_without_residual_function_pass_their_input_on():
-    """With the last scale of every block 0, each block is its shortcut: 54 layers do nothing."""
-    model = SmallResNet(56, 10)
-    image = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), image, train=False)
+    """With the last scale of every block 0, each block is its shortcut: 18 layers do nothing."""
+    model = SmallResNet(20, 10)
+    variables = filled(shapes(model, 8))
 
     def silence(path, leaf):
         names = jax.tree_util.keystr(path)
-        return jnp.zeros_like(leaf) if "BatchNorm_1" in names and "Block" in names else leaf
+        return np.zeros_like(leaf) if "BatchNorm_1" in names and "Block" in names else leaf
 
     params = jax.tree_util.tree_map_with_path(silence, variables["params"])
-    _, caught = model.apply(
-        {**variables, "params": params}, image, train=False, capture_intermediates=True
-    )
+    apply = jax.jit(partial(model.apply, train=False, capture_intermediates=True))
+    _, caught = apply({**variables, "params": params}, PICTURES[:2])
     caught = caught["intermediates"]
-    stem, last = caught["Block_0"]["__call__"][0], caught["Block_26"]["__call__"][0]
+    stem, last = (np.asarray(caught[f"Block_{i}"]["__call__"][0]) for i in (0, 8))
+    assert stem.any()
     np.testing.assert_array_equal(last[..., :16], stem[:, ::4, ::4])
 
 
-def test_initialisation_is_he_normal():
-    params = SmallResNet(20, 10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)[
-        "params"
-    ]
-    kernel = params["Block_8"]["Conv_1"]["kernel"]
+@pytest.fixture(scope="module")
+def initialised():
+    init = jax.jit(partial(MODEL.init, train=False))
+    return jax.device_get(init(jax.random.key(0), PICTURES[:1]))
+
+
+def test_initialisation_is_he_normal(initialised):
+    kernel = initialised["params"]["Block_2"]["Conv_1"]["kernel"]
     assert np.isclose(kernel.std(), np.sqrt(2 / (9 * 64)), rtol=0.02)
     assert abs(kernel).max() > 3 * kernel.std()  # not a truncated one
 
 
-def test_the_last_layer_begins_as_in_the_code_of_the_first_author():
-    last = SmallResNet(20, 10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)[
-        "params"
-    ]["Dense_0"]
+def test_the_last_layer_begins_as_in_the_code_of_the_first_author(initialised):
+    last = initialised["params"]["Dense_0"]
     assert 0.95 / 8 < np.abs(last["kernel"]).max() <= 1 / 8  # 64 inputs
     assert np.isclose(last["kernel"].std(), 1 / 8 / 3**0.5, rtol=0.05) and not last["bias"].any()
 
 
-def test_statistics_are_those_of_the_batch_and_decay_by_a_tenth():
-    model = SmallResNet(8, 10)
-    image = 3 + 2 * jax.random.normal(jax.random.key(0), (16, 8, 8, 3))
-    variables = model.init(jax.random.key(1), image, train=False)
-    _, new = model.apply(variables, image, train=True, mutable=["batch_stats"])
-    kernel = variables["params"]["Conv_0"]["kernel"]
-    convolved = jax.lax.conv_general_dilated(
-        image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+def test_statistics_are_those_of_the_batch_and_decay_by_a_tenth(initialised):
+    apply = jax.jit(partial(MODEL.apply, train=True, mutable=["batch_stats"]))
+    _, new = jax.device_get(apply(initialised, PICTURES))
+    kernel = initialised["params"]["Conv_0"]["kernel"]
+    convolved = np.asarray(
+        jax.lax.conv_general_dilated(
+            PICTURES, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
     )
     statistics = new["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(
@@ -146,23 +154,20 @@ def test_statistics_are_those_of_the_batch_and_decay_by_a_tenth():
 
 def test_bfloat16_leaves_parameters_statistics_and_logits_in_float32():
     model = SmallResNet(8, 10, dtype=jnp.bfloat16)
-    image = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    variables = model.init(jax.random.key(1), image, train=False)
+    variables = shapes(model, 8)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, new = model.apply(variables, image, train=True, mutable=["batch_stats"])
+    apply = partial(model.apply, train=True, mutable=["batch_stats"])
+    logits, new = jax.eval_shape(apply, variables, image(8))
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype("float32")}
-    jaxpr = jax.make_jaxpr(lambda v: model.apply(v, image, train=False))(variables)
+    jaxpr = jax.make_jaxpr(partial(model.apply, train=False))(variables, image(8))
     products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
     assert products and {e.outvars[0].aval.dtype for e in products} == {jnp.dtype("bfloat16")}
 
 
-def test_logits_at_evaluation_do_not_depend_on_the_rest_of_the_batch():
-    model = SmallResNet(8, 10)
-    image = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    variables = model.init(jax.random.key(1), image, train=False)
-    both = model.apply(variables, image, train=False)
-    one = model.apply(variables, image[:1], train=False)
+def test_logits_at_evaluation_do_not_depend_on_the_rest_of_the_batch(initialised):
+    apply = jax.jit(partial(MODEL.apply, train=False))
+    both, one = apply(initialised, PICTURES), apply(initialised, PICTURES[:1])
     np.testing.assert_allclose(both[:1], one, rtol=1e-4, atol=1e-5)
 
 

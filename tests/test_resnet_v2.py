@@ -1,8 +1,9 @@
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from counts import multiply_adds, parameters, shapes
+from counts import filled, multiply_adds, parameters, shapes
 
 from jaxhist import UserError
 from jaxhist.models.resnet import SmallResNet
@@ -33,10 +34,19 @@ def test_basic_units_cost_what_those_of_2015_do():
     assert parameters(new, 32) == parameters(old, 32)
 
 
+IMAGES = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype(np.float32)
+
+
+def inside(model, variables):
+    """What the parts of a model make of images in a test."""
+    apply = jax.jit(partial(model.apply, train=False, capture_intermediates=True))
+    return jax.device_get(apply(variables, IMAGES))[1]["intermediates"]
+
+
 def zeros(variables, ending):
     """The variables with every leaf whose path ends so set to 0."""
     silence = lambda path, leaf: (
-        jnp.zeros_like(leaf)
+        np.zeros(leaf.shape, leaf.dtype)
         if jax.tree_util.keystr(path, simple=True, separator="/").endswith(ending)
         else leaf
     )
@@ -45,36 +55,29 @@ def zeros(variables, ending):
 
 def test_the_output_is_the_input_plus_all_residual_functions():
     """Equation 4. With every F 0, the last unit's output is the first one's input."""
-    model = SmallPreResNet(56, 10)
-    image = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = zeros(model.init(jax.random.key(1), image, train=False), "Conv_1/kernel")
-    _, caught = model.apply(variables, image, train=False, capture_intermediates=True)
-    caught = caught["intermediates"]
-    first, last = (caught[f"Preactivation_{i}"]["__call__"][0] for i in (0, 26))
-    assert jnp.abs(first).max() > 0
+    model = SmallPreResNet(20, 10)
+    caught = inside(model, zeros(filled(shapes(model, 8)), "Conv_1/kernel"))
+    first, last = (caught[f"Preactivation_{i}"]["__call__"][0] for i in (0, 8))
+    assert np.abs(first).max() > 0
     np.testing.assert_array_equal(last[..., :16], first[:, ::4, ::4])
 
 
 def test_nothing_is_behind_the_sum():
     """Unlike a unit of 2015, whose output is never negative."""
     model = SmallPreResNet(8, 10)
-    image = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), image, train=False)
-    _, caught = model.apply(variables, image, train=False, capture_intermediates=True)
-    assert caught["intermediates"]["Preactivation_0"]["__call__"][0].min() < 0
+    caught = inside(model, filled(shapes(model, 8)))
+    assert caught["Preactivation_0"]["__call__"][0].min() < 0
 
 
 def test_the_identity_is_the_network_of_2015():
-    image = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     old, new = SmallResNet(14, 10), AlteredResNet(14, 10, "identity")
-    variables = new.init(jax.random.key(1), image, train=False)
+    variables = filled(shapes(new, 8))
     renamed = {
         kind: {name.replace("AlteredBlock", "Block"): leaf for name, leaf in tree.items()}
         for kind, tree in variables.items()
     }
-    np.testing.assert_array_equal(
-        old.apply(renamed, image, train=False), new.apply(variables, image, train=False)
-    )
+    logits = lambda model: jax.jit(partial(model.apply, train=False))
+    np.testing.assert_array_equal(logits(old)(renamed, IMAGES), logits(new)(variables, IMAGES))
 
 
 @pytest.mark.parametrize(
@@ -96,11 +99,11 @@ def test_altered_shortcuts_add_what_they_say(altered, more):
 
 def test_altered_shortcuts_pass_what_they_say():
     """With F 0, and so 0 from a shortcut with dropout or 1/2 of it."""
-    image = jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
 
-    def first_unit(altered):
+    @partial(jax.jit, static_argnums=0)
+    def made(altered, key, image):
         model = AlteredResNet(8, 10, altered)
-        variables = model.init(jax.random.key(1), image, train=False)
+        variables = model.init(key, image, train=False)
         variables = zeros(variables, "AlteredBlock_0/BatchNorm_1/scale")
         _, caught = model.apply(
             variables,
@@ -108,10 +111,11 @@ def test_altered_shortcuts_pass_what_they_say():
             train=True,
             capture_intermediates=True,
             mutable=True,
-            rngs={"dropout": jax.random.key(2)},
+            rngs={"dropout": key},
         )
         return caught["intermediates"]["AlteredBlock_0"]["__call__"][0]
 
+    first_unit = lambda altered: np.asarray(made(altered, jax.random.key(1), IMAGES))
     whole = first_unit("identity")
     np.testing.assert_array_equal(first_unit("scaling"), whole / 2)
     dropped = first_unit("dropout")

@@ -1,6 +1,7 @@
 """Text as tokens, rows of sentences, and the parallel corpora."""
 
 import gzip
+import itertools
 import sys
 from functools import partial
 
@@ -11,7 +12,7 @@ import tensorflow_datasets as tfds
 from conftest import needs
 
 from jaxhist import UserError, devices, evaluate
-from jaxhist.data import multi30k, prepare, text, translation
+from jaxhist.data import multi30k, prepare, prepared, text, translation
 from jaxhist.packed import EOS, PAD, UNK
 
 GERMAN = ["Ein Mann fährt (schnell) Fahrrad.", "Zwei Männer: ein Rad!", "Ein Rad, zwei Räder."] * 3
@@ -146,7 +147,13 @@ def test_what_cannot_be_translated_is_said_in_one_line():
 
 
 @needs("multi30k")
-def test_multi30k_is_read_and_packed():
+def test_multi30k_is_read_and_packed(monkeypatch):
+    """The words of the vocabularies are those of the first pairs."""
+    examples = prepared.examples
+    some = {"train": 2000, "validation": None, "test": None}
+    monkeypatch.setattr(
+        prepared, "examples", lambda of, split: itertools.islice(examples(of, split), some[split])
+    )
     with pytest.raises(UserError, match="has no texts en and fr; it has de, en"):
         corpus("multi30k/de-en", ("en", "fr")).pairs("test")
     multi30k = corpus("multi30k/de-en", length=24, vocabulary=(1000, 1000))  # some are longer

@@ -8,6 +8,7 @@ import forked
 import jax
 import numpy as np
 import pytest
+from every import BRIEF
 
 from experiments import attention, seq2seq, transformer, translating, translating_claims
 from jaxhist import UserError, checkpoint, cli, devices, log, plots
@@ -17,7 +18,7 @@ from jaxhist.data import text, translation
 from jaxhist.packed import EOS, PAD
 from jaxhist.train import Run, train
 
-TINY = {"vocabulary": (60,), "batch": 8, "length": 32, "beams": 1}
+TINY = {"vocabulary": (60,), "length": 32, "beams": 1, **BRIEF}  # as in tests/every.py
 SMALL = dataclasses.replace(transformer.PRESETS["small"], layers=1, width=16, hidden=16, **TINY)
 
 
@@ -34,7 +35,6 @@ def short():
 def trained(tmp_path_factory):
     """A network that has hardly learned anything: its configuration, and its run."""
     config = dataclasses.replace(attention.PRESETS["small"], n=8, m=4, l=4, **TINY)
-    config = dataclasses.replace(config, steps=2, evaluate_every=2)
     run = Run(workdir=str(tmp_path_factory.mktemp("trained") / "run"), devices=1)
     identity = {"experiment": "attention", "config": dataclasses.asdict(config)}
     train(attention.build(config, run), run, identity)
@@ -224,10 +224,10 @@ def test_what_is_looked_at_is_white():
 
 
 def test_panels_and_bars_have_room():
-    panels = {f"head {i}": np.eye(30) for i in range(8)}
-    words = ["word"] * 30
+    panels = {f"head {i}": np.eye(12) for i in range(8)}
+    words = ["word"] * 12
     eight = plots.attention(panels, words, words)
-    assert eight.dtype == np.uint8 and eight.shape == (2 * 760, 4 * 760, 3)
+    assert eight.dtype == np.uint8 and eight.shape == (2 * 400, 4 * 400, 3)
     one, other = (plots.bars({"1 to 3": 5.0, "4": v}, "BLEU", "words") for v in (5.0, 10.0))
     assert one.dtype == np.uint8 and one.shape == other.shape == (400, 600, 3)
     blue = [(picture == [31, 119, 180]).all(-1).sum(0) for picture in (one, other)]

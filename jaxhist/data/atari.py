@@ -7,6 +7,7 @@ thirty frames without one. No action is repeated at random, and none is taken to
 An emulator cannot be copied, so no checkpoint holds a game: who resumes begins new ones.
 """
 
+import functools
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -44,6 +45,7 @@ def of_human(name: str, score: float) -> float | None:
     return 100 * (score - random) / (human - random)
 
 
+@functools.cache
 def actions(name: str) -> int:
     """How many actions do something in a game.
 
