@@ -20,21 +20,28 @@ from jaxhist.train import Run
 
 CLOUD = Path(__file__).parent.parent / "docs" / "cloud"
 
+# It starts `python -m MODULE ...` twice, forked from one process that has imported the module.
 SRUN = f"""\
 #!{sys.executable}
-import os, signal, subprocess, sys
+import importlib, os, runpy, signal, sys
 
 command = sys.argv[1:]
 while command[0].startswith("--"):
     command.pop(0)
-os.environ |= {{"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}}
-tasks = [
-    subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": n, "SLURM_LOCALID": n}})
-    for n in ("0", "1")
-]
-signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+_, _, module, *arguments = command
+importlib.import_module(module)
+tasks = []
+for number in ("0", "1"):
+    tasks.append(os.fork())
+    if not tasks[-1]:
+        os.environ |= {{"SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}}
+        os.environ |= {{"SLURM_PROCID": number, "SLURM_LOCALID": number}}
+        sys.argv[1:] = arguments
+        del sys.modules[module]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+signal.signal(signal.SIGTERM, lambda *_: [os.kill(task, signal.SIGTERM) for task in tasks])
 print(os.getpid(), flush=True)
-sys.exit(max(task.wait() for task in tasks))
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(task, 0)[1]) for task in tasks))
 """
 # It writes down what it is asked for, and answers from a list.
 RECORDED = """\

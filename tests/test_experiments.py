@@ -1,6 +1,8 @@
 """What holds for every experiment."""
 
+import functools
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -33,6 +35,25 @@ def quick(monkeypatch):
     brief(monkeypatch.setattr)
 
 
+@functools.cache
+def built(module, config, count):
+    """The experiment on so many devices, once for all tests, and so is what it compiles."""
+    return module.build(config, Run(devices=count))
+
+
+TRACE, TRACED = finite.traced, {}
+
+
+def traced(step, *of):
+    """As `finite.traced`; but each step is traced, and what it returns compiled, once."""
+    if step not in TRACED:
+        program = TRACE(step, *of)
+        update = program.lower().compile()
+        lower = lambda: SimpleNamespace(compile=lambda: update)
+        TRACED[step] = SimpleNamespace(jaxpr=program.jaxpr, lower=lower)
+    return TRACED[step]
+
+
 @EVERY
 def test_it_is_planned_for_two_gpus(module, config):
     where = chips.Slice(chips.CHIPS["h100"], 2, None)
@@ -42,18 +63,17 @@ def test_it_is_planned_for_two_gpus(module, config):
 
 @of([each for each in EXPERIMENTS if each[0] not in LONGER])
 def test_one_step_on_1_and_8_devices_agrees(module, config):
-    """The programs of one device are the trainer's: it is compiled once for both tests."""
     key, results, before = keys(0), [], None
     never = np.int32(finite.NEVER)
     for count in (1, 8):
         mesh = devices.mesh(count)
-        experiment = module.build(config, Run(devices=count))
+        experiment = built(module, config, count)
         with jax.set_mesh(mesh):
             layout = devices.layout(mesh, jax.eval_shape(experiment.init, key.init))
             if before is None:
                 init = jax.jit(experiment.init, out_shardings=devices.shardings(layout))
                 before = jax.device_get(init(key.init))
-            step = finite.traced(experiment.step, key.step, mesh, layout, experiment.batch)
+            step = traced(experiment.step, key.step, mesh, layout, experiment.batch)
             state = jax.device_put(before, devices.shardings(layout))
             batch = devices.put(mesh, experiment.data(0, state), experiment.batch)
             never = jax.device_put(never, devices.whole(mesh))
@@ -73,21 +93,26 @@ def test_one_step_on_1_and_8_devices_agrees(module, config):
 @EVERY
 def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path, monkeypatch):
     """What a kill leaves is what is on the disk then. It is copied after a step that is not saved,
-    and goes on from there."""
+    and goes on from there, with data that are made anew."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, *of: (save(self, *of), self.wait()))
+    monkeypatch.setattr(finite, "traced", traced)
 
     def start(workdir):
         run = Run(workdir=str(workdir), log_every=1, save_every=2, devices=1)
-        experiment = module.build(config, run)
+        new = module.build(config, run)
 
         def data(step, state):
             if step == 5 and not killed.exists():
                 shutil.copytree(undisturbed, killed)
-            return experiment.data(step, state)
+            return new.data(step, state)
 
-        train(experiment._replace(data=data), run, {"experiment": module.__name__, "config": {}})
+        train(
+            built(module, config, 1)._replace(data=data),
+            run,
+            {"experiment": module.__name__, "config": {}},
+        )
 
     start(undisturbed)
     start(killed)
@@ -97,6 +122,6 @@ def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path, monkeypatch)
         for name in (undisturbed, killed)
     ]
     assert lines[0] == lines[1] and len(lines[0]) == 6 + 2 + 1
-    layout = jax.eval_shape(module.build(config, Run()).init, jax.random.key(0))
+    layout = jax.eval_shape(built(module, config, 1).init, jax.random.key(0))
     a, b = (Checkpoints(name).restore(6, layout) for name in (undisturbed, killed))
     jax.tree.map(np.testing.assert_array_equal, a, b)

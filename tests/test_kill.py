@@ -15,7 +15,7 @@ from forked import Command
 from jaxhist import log
 from jaxhist.checkpoint import Checkpoints
 
-RUN = [*TINY, "--run.log-every=1", "--run.save-every=4"]
+RUN = [*TINY, "--steps=20", "--run.log-every=1", "--run.save-every=4"]
 
 
 def start(workdir, compiled=True, **environment):
@@ -90,7 +90,7 @@ def during_an_evaluation(process, workdir, rng):
 
 
 def during_a_save(process, workdir, rng):
-    step = rng.choice([step for step in (4, 12, 20, 36) if step > reached(workdir)] or [40])
+    step = rng.choice([step for step in (4, 12, 16) if step > reached(workdir)] or [20])
     folder = Path(workdir) / "checkpoints"
     wait_for(process, lambda: list(folder.glob(f"{step}.orbax-checkpoint-tmp*")))
     time.sleep(rng.uniform(0, 0.1))
