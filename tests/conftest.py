@@ -59,6 +59,11 @@ flax.config.update("flax_profile", False)
 TINY = ["train", "small", "--depth=8", "--batch=8", "--steps=40", "--evaluate-every=10"]
 
 
+def pytest_collection_finish():
+    """What is imported by now stays: no collection of garbage looks through it."""
+    gc.freeze()
+
+
 @pytest.fixture
 def command():
     """Run `python -m experiments.resnet ...`, or another experiment, and wait, with one CPU device.

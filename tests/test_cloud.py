@@ -78,7 +78,7 @@ def test_a_job_of_slurm_is_queued_again_until_it_is_done(tmp_path, stand_ins):
     }
     environment.pop("JAX_NUM_CPU_DEVICES", None)
     run = tmp_path / "run"
-    arguments = ["regression", "train", "--steps=1000", f"--run.workdir={run}"]
+    arguments = ["regression", "train", "--steps=400", f"--run.workdir={run}"]
 
     def start():
         return subprocess.Popen(
@@ -99,12 +99,12 @@ def test_a_job_of_slurm_is_queued_again_until_it_is_done(tmp_path, stand_ins):
     _, errors = job.communicate(timeout=200)
     assert job.returncode == 75, errors
     assert (tmp_path / "record").read_text() == f"scontrol requeue {port}\n"
-    assert 0 < logged(run)[-1]["step"] < 1000
+    assert 0 < logged(run)[-1]["step"] < 400
 
     job = start()
     _, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
-    assert logged(run)[-1]["phase"] == "test" and logged(run)[-1]["step"] == 1000
+    assert logged(run)[-1]["phase"] == "test" and logged(run)[-1]["step"] == 400
     assert (tmp_path / "record").read_text().count("\n") == 1
 
 

@@ -158,16 +158,16 @@ def test_games_can_be_played_side_by_side(name):
             after, reward, over = play.advance(game, games, action, chance)
             return after, (after, reward, over)
 
-        games = play.begin(game, key, 3)
+        games = play.begin(game, key, 2)
         return jax.lax.scan(step, games, jax.random.split(key, 200))[1]
 
     games, reward, over = jax.device_get(rollout(jax.random.key(0)))
-    assert games.recent.shape == (200, 3, 1, *game.frame.shape)
+    assert games.recent.shape == (200, 2, 1, *game.frame.shape)
     assert games.recent.dtype == game.frame.dtype == (bool if name in play.MINATAR else np.float32)
     assert games.recent.any((2, 3, 4, 5)).all()
     if name not in ("freeway", "acrobot", "mountain_car"):  # which take longer
         assert over.any(0).all()
-    for g in range(3):
+    for g in range(2):
         score = final = 0.0
         for t in range(200):
             score += reward[t, g]
