@@ -93,14 +93,18 @@ def run(folder: tyro.conf.Positional[Path], only: str = "") -> None:
 def _built(one: Measured, workdir: Path) -> Experiment:
     """By the script whose configuration has these fields, and the fewest that are younger: a claim
     also compares with the networks of other scripts."""
-    scripts = [one.experiment, *sorted(path.stem for path in Path("experiments").glob("*.py"))]
-    known = []
-    for script in (importlib.import_module(f"experiments.{name}") for name in scripts):
-        for kind in filter(dataclasses.is_dataclass, vars(script).values()):
-            fields = {field.name for field in dataclasses.fields(kind)}
-            if hasattr(script, "build") and isinstance(kind, type) and fields >= one.config.keys():
-                known.append((len(fields), len(known), kind, script))
-    _, _, kind, script = min(known)
+    names = [one.experiment, *sorted(path.stem for path in Path("experiments").glob("*.py"))]
+    scripts = [importlib.import_module(f"experiments.{name}") for name in names]
+    known = [
+        (kind, script)
+        for script in scripts
+        if hasattr(script, "build")
+        for kind in vars(script).values()
+        if isinstance(kind, type)
+        and dataclasses.is_dataclass(kind)
+        and one.config.keys() <= {field.name for field in dataclasses.fields(kind)}
+    ]
+    kind, script = min(known, key=lambda pair: len(dataclasses.fields(pair[0])))
     changes = {"begin": 64} if "begin" in one.config else {}  # so that the first step learns
     fields = {**one.config, **changes}
     config = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

@@ -31,7 +31,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 QUICKLY = "xla_cpu_disable_new_fusion_emitters --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", f"--xla_backend_extra_options={QUICKLY}")
 
-# More threads of scikit-learn's would keep the others' cores busy with waiting.
+# More threads of scikit-learn's would keep the others' cores busy with waiting. (It is for workers
+# and commands: this process has imported numpy.)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Not on other devices that may be here.
@@ -51,7 +52,7 @@ jax.config.update(
 # it, the lines of Python behind each operation, and names for a profiler.
 gc.set_threshold(100_000)
 for name in ("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "FLAX_PROFILE"):
-    os.environ.setdefault(name, "0")
+    os.environ[name] = "0"
 jax.config.update("jax_traceback_in_locations_limit", 0)
 flax.config.update("flax_profile", False)
 

@@ -93,7 +93,7 @@ def _main(arguments, environment, folder, streams, drawn):
         with contextlib.suppress(AttributeError):  # not an option
             _configure(name.lower(), environment[name])
     tfds.core.constants.DATA_DIR = environment.get("TFDS_DATA_DIR", tfds.core.constants.DATA_DIR)
-    gc.freeze()  # what was imported is no garbage; not to look through it takes a tenth of the time
+    gc.freeze()  # what was imported is no garbage; looking through it is a tenth of a command
     if not drawn:
         plots.curves = lambda workdir: None
     sys.argv = arguments

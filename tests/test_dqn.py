@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import PLAYS
+from every import BRIEF
 
 from experiments import dqn
 from experiments.dqn_agent import q_learning
@@ -325,9 +326,7 @@ def test_it_is_algorithm_1(games, every, plays, updates):
 # As in test_experiments.py, so that it is compiled once.
 TINY = replace(
     dqn.PRESETS["small"],
-    batch=16,
-    steps=6,
-    evaluate_every=3,
+    **BRIEF,
     memory=200,
     begin=8,
     rounds=4,

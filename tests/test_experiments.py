@@ -108,11 +108,8 @@ def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path, monkeypatch)
                 shutil.copytree(undisturbed, killed)
             return new.data(step, state)
 
-        train(
-            built(module, config, 1)._replace(data=data),
-            run,
-            {"experiment": module.__name__, "config": {}},
-        )
+        experiment = built(module, config, 1)._replace(data=data)
+        train(experiment, run, {"experiment": module.__name__, "config": {}})
 
     start(undisturbed)
     start(killed)

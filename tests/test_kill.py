@@ -80,7 +80,7 @@ def reached(workdir):
 
 def during_compilation(process, workdir, rng):
     wait_for(process, lambda: "compiling" in process.output.read_text())
-    time.sleep(rng.uniform(0, 0.5))  # it takes some seconds
+    time.sleep(rng.uniform(0, 0.5))  # it takes a second or more
 
 
 def during_an_evaluation(process, workdir, rng):
@@ -97,7 +97,7 @@ def during_a_save(process, workdir, rng):
 
 
 def at_any_time(process, workdir, rng):
-    time.sleep(rng.uniform(0, 12))
+    time.sleep(rng.uniform(0, 5))
 
 
 def disturb(workdir, moments, sent, rng, compiled=True):

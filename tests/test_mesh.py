@@ -6,18 +6,17 @@ import functools
 import math
 import re
 from functools import partial
-from pydoc_data.topics import topics
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from every import brief
 
 from experiments import bert, gpt, resnet, simclr, transformer
 from jaxhist import UserError, devices
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints, Progress
-from jaxhist.data import documents, masked
 from jaxhist.devices import Axes
 from jaxhist.train import Interrupted, Run, train
 
@@ -46,11 +45,8 @@ CONFIGS = {
 
 
 @pytest.fixture(autouse=True)
-def few_documents(monkeypatch):
-    few, letters = [text[:1500] for text in list(topics.values())[:8]], documents.letters("test")
-    monkeypatch.setattr(documents, "python", lambda split: few)
-    monkeypatch.setattr(documents, "letters", lambda split: letters[:32])
-    monkeypatch.setattr(masked, "TESTED", 16)
+def quick(monkeypatch):
+    brief(monkeypatch.setattr)
 
 
 def placed(mesh, state, rules):
