@@ -153,9 +153,9 @@ class _Script:
         return 0
 
     def plan(self, arguments: list[str]) -> int:
-        if not plan.inside():
-            return plan.outside()
         config, run, options = self._parse("plan", arguments, plan.Options)
+        if not plan.inside():  # a mistake is said before another process starts
+            return plan.outside()
         command = shlex.join(["python", "-m", f"experiments.{self.name}", "plan", *arguments])
         command = re.sub(r" --(output[= ]\S+|search)", "", command)
         plan.main(command, self.build, config, run, options)

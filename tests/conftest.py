@@ -35,6 +35,13 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_backend_extra_options={QUICKLY}")
 # and commands: this process has imported numpy.)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# A worker of pytest-xdist keeps to one core, and what it starts does too: threads that wander take
+# a tenth longer.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
+
 # Not on other devices that may be here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])

@@ -249,10 +249,13 @@ def test_a_loop_without_a_known_end_counts_once():
 
 
 def test_a_gpu_is_planned_for_from_shapes(tmp_path):
-    """And so the command says; it also writes its figures."""
+    """And so the command says, as a user gives it: a second process answers. It also writes its
+    figures."""
     output = tmp_path / "plans.json"
     options = ["plan", "small", "--topology", "h100:8", "--output", output]
-    process = command("experiments.regression", *options)
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments.regression", *options], capture_output=True, text=True
+    )
     assert process.returncode == 0, process.stderr
     assert "activations are not among it" in process.stdout and "8 x NVIDIA" in process.stdout
     ((name, figures),) = json.loads(output.read_text()).items()
@@ -264,19 +267,14 @@ def test_a_gpu_is_planned_for_from_shapes(tmp_path):
         plan._write(output, Slice(H100, 8, None), {})
 
 
+def test_a_plan_needs_a_machine():
+    process = forked.run("experiments.regression", "plan", "small")
+    assert process.returncode == 2 and "--topology" in process.stderr
+
+
 def command(module, *arguments):
     """What the process does that compiles."""
     return forked.run(module, *arguments, environment=plan.INSIDE)
-
-
-def test_a_plan_needs_a_machine():
-    """As a user asks; a second process answers."""
-    process = subprocess.run(
-        [sys.executable, "-m", "experiments.regression", "plan", "small"],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 2 and "--topology" in process.stderr
 
 
 compiles = pytest.mark.skipif(

@@ -8,7 +8,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from every import EXPERIMENTS, brief
 
 from experiments import resnet
 from jaxhist import processes
@@ -30,6 +29,8 @@ def residual(run):
 
 
 def named(name, run):
+    from every import EXPERIMENTS, brief  # what they import takes seconds
+
     ((module, config),) = [each for other, *each in EXPERIMENTS if other == name]
     brief(setattr)
     return module.build(config, run)
