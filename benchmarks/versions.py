@@ -18,7 +18,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +114,7 @@ def _built(one: Measured, workdir: Path) -> Experiment:
 def _begin_with(one: Measured, every: dict[str, Measured], here: Path) -> None:
     """The run that it begins with is one step long."""
     other = (one.config.get("start") or one.config.get("words") or "").format(seed=0)
-    if other and not (here / other).exists():
+    if other and not (here / other / "checkpoints").exists():
         arm = other.removesuffix("-seed0")
         (first,) = [
             m
@@ -183,26 +183,28 @@ def _filled(tree: Any, saved: Any, name: str) -> Any:
     return jax.tree.map_with_path(leaf, tree)
 
 
-# The beginning of an array's name -> what it is part of.
+# What an array is part of, by its name. Left out is the gradient of a bias of keys, which is
+# nothing but rounding, as softmax takes the bias away again; and how far a step moves a parameter,
+# which follows from the gradient: Adam's first step is its sign, also where it is rounding.
 PARTS = {
-    "init": "first state",
-    "batch": "batch",
-    "metrics": "metrics of the step",
-    "step.opt_state": "gradients",
-    "step": "the step",
-    "evaluate": "evaluation",
-    "test": "test",
+    "first state": r"init",
+    "batch": r"batch",
+    "metrics": r"metrics",
+    "gradients": r"step\.opt_state(?!.*W_k.*bias)",
+    "rest of the state": r"step\.(?!params|opt_state)",
+    "decoded": r"(evaluate|test)\['(BLEU|exact|lengths)",
+    "evaluation": r"evaluate",
+    "test": r"test",
 }
 
 
 def compare(
     folder: tyro.conf.Positional[Path], output: Path = Path("results/versions.json")
 ) -> None:
-    """Write down by how much the figures differ with and without the fusion.
+    """Write down by how much the figures differ with and without the fusion, and print a table.
 
     The difference of an array is the norm of what differs over the norm of the array; that of a
-    part is the largest of its arrays'. By how much a step moves a parameter is known up to the
-    rounding of the parameter itself, which is taken off.
+    part is the largest of its arrays'.
 
     Args:
       folder: of the runs.
@@ -213,27 +215,31 @@ def compare(
         here = folder / re.sub(r"[^\w-]", "_", one.name)
         if not (here / "unfused.npz").exists():
             sys.exit(f"error: {one.name} has not been run both ways yet; go on with `run`")
-        found = dict.fromkeys(PARTS.values(), 0.0)
-        inputs, fused, unfused = (
-            np.load(here / f"{name}.npz") for name in ("inputs", "fused", "unfused")
-        )
-        for name in unfused.files:
-            part = next(PARTS[begin] for begin in PARTS if name.startswith(begin))
-            moved = inputs[f"after{name.removeprefix('step')}"] if "step.params" in name else 0.0
-            rounding = np.finfo(np.float32).eps * np.linalg.norm(moved)
-            found[part] = max(found[part], _apart(fused[name], unfused[name], rounding))
-        differences[one.name] = found
-        tell(f"{one.name:40} {max(found.values()):.1e}  {max(found, key=found.get)}")
+        with np.load(here / "fused.npz") as fused, np.load(here / "unfused.npz") as unfused:
+            differences[one.name] = _apart(fused, unfused)
     write_durably(output, json.dumps(differences, indent=1) + "\n")
+    kinds = {}  # of runs: by the file of the claim, or the name of the log
+    for name, found in differences.items():
+        file, *claim = re.split(r"-(?=[A-Z])", name, maxsplit=1)
+        kinds.setdefault(f"{file}, claims" if claim else file, []).append(found)
+    tell(f"| | programs | {' | '.join(PARTS)} |\n|---|---|{'---|' * len(PARTS)}")
+    for kind, found in kinds.items():
+        most = [max(each.get(part, 0) for each in found) for part in PARTS]
+        tell(f"| {kind} | {len(found)} | {' | '.join(f'{x:.0e}' if x else '0' for x in most)} |")
 
 
-def _apart(a: np.ndarray, b: np.ndarray, rounding: float) -> float:
-    """The norm of the difference beyond rounding, over that of `b`; 0 where both are the same."""
-    if np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
-        return 0.0
-    a, b = np.float64(a), np.float64(b)
-    apart = max(np.linalg.norm(a - b) - rounding, 0)
-    return float(apart / max(np.linalg.norm(b), np.finfo(np.float32).tiny))
+def _apart(fused: Mapping[str, np.ndarray], unfused: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """By how much each part differs."""
+    found = {}
+    for name, b in unfused.items():
+        part = next((part for part, names in PARTS.items() if re.match(names, name)), "")
+        a = fused[name]
+        if not part or np.array_equal(a, b, equal_nan=b.dtype.kind == "f"):
+            continue
+        norm = np.linalg.norm(np.float64(b))
+        apart = np.linalg.norm(np.float64(a) - b) / max(norm, np.finfo(np.float32).tiny)
+        found[part] = max(found.get(part, 0.0), float(apart))
+    return found
 
 
 if __name__ == "__main__":
