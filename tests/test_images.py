@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -102,6 +103,17 @@ def test_a_tfds_set_is_decoded_once_and_read_from_the_cache(tmp_path, monkeypatc
         path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(UserError, match=r"cache .* is damaged"):
         images.from_tfds("mnist", 100).load()
+
+
+def test_other_pictures_of_the_same_name_and_size_have_another_checksum(tmp_path):
+    """So what was decoded from a damaged copy is not taken for what is there now."""
+    records, folder = tmp_path / "set-test.array_record", SimpleNamespace(data_path=tmp_path)
+    records.write_bytes(bytes(1000))
+    damaged = prepared.checksum(folder)
+    records.write_bytes(bytes(999) + b"1")
+    assert prepared.checksum(folder) != damaged
+    records.write_bytes(bytes(1000))
+    assert prepared.checksum(folder) == damaged
 
 
 @pytest.mark.parametrize("name", ["cifar10", "no_such_set"])
