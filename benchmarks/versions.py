@@ -125,7 +125,8 @@ def _begin_with(one: Measured, every: dict[str, Measured], here: Path) -> None:
         nothing = lambda state: {}
         brief = {"steps": 1, "evaluate_every": 1, "evaluate": nothing, "test": nothing, "score": ""}
         identity = {"experiment": first.experiment, "config": first.config}
-        train(experiment._replace(**brief), Run(workdir=str(here / other), devices=1), identity)
+        run = Run(workdir=str(here / other), devices=1, log_every=1)
+        train(experiment._replace(**brief), run, identity)
 
 
 def _figures(experiment: Experiment, inputs: Path, fused: bool) -> dict[str, np.ndarray]:
