@@ -101,7 +101,8 @@ class _Script:
                 train(self.build(config, run), run, identity, interrupted)
             except Interrupted:
                 return _stopped(run.workdir)
-        tell(f"curves    {Path(run.workdir) / 'curves.png'}")
+            if processes.first():
+                tell(f"curves    {Path(run.workdir) / 'curves.png'}")
         return 0
 
     def evaluate(self, arguments: list[str]) -> int:

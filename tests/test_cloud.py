@@ -106,8 +106,9 @@ def test_a_job_of_slurm_is_queued_again_until_it_is_done(tmp_path, stand_ins):
     assert 0 < logged(run)[-1]["step"] < 400
 
     job = start()
-    _, errors = job.communicate(timeout=300)
+    said, errors = job.communicate(timeout=300)
     assert job.returncode == 0, errors
+    assert said.count("\ncurves ") == 1, said
     assert logged(run)[-1]["phase"] == "test" and logged(run)[-1]["step"] == 400
     assert (tmp_path / "record").read_text().count("\n") == 1
 
