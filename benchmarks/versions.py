@@ -18,7 +18,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +105,9 @@ def _built(one: Measured, workdir: Path) -> Experiment:
         and one.config.keys() <= {field.name for field in dataclasses.fields(kind)}
     ]
     kind, script = min(known, key=lambda pair: len(dataclasses.fields(pair[0])))
-    changes = {"begin": 64} if "begin" in one.config else {}  # so that the first step learns
+    # So that the first step learns: what LARS keeps is the gradient times the rate.
+    changes = {"begin": 64} if "begin" in one.config else {}
+    changes |= {"warmup": 0} if one.experiment == "simclr" else {}
     fields = {**one.config, **changes}
     config = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     return script.build(config, Run(workdir=str(workdir), devices=1))
@@ -184,15 +186,16 @@ def _filled(tree: Any, saved: Any, name: str) -> Any:
     return jax.tree.map_with_path(leaf, tree)
 
 
-# What an array is part of, by its name. Left out is the gradient of a bias of keys, which is
-# nothing but rounding, as softmax takes the bias away again; and how far a step moves a parameter,
-# which follows from the gradient: Adam's first step is its sign, also where it is rounding.
+# What an array is part of: the first of these that its name begins with. The gradient of a bias of
+# keys is rounding alone, as softmax takes the bias away again. How far a step moves a parameter
+# follows from the gradient; Adam's first step is its sign, also where it is rounding.
 PARTS = {
-    "first state": r"init",
-    "batch": r"batch",
+    "inputs": r"init|batch",
     "metrics": r"metrics",
-    "gradients": r"step\.opt_state(?!.*W_k.*bias)",
-    "rest of the state": r"step\.(?!params|opt_state)",
+    "biases of keys": r"step\.opt_state.*W_k.*bias",
+    "gradients": r"step\.opt_state",
+    "parameters": r"step\.params",
+    "other state": r"step\.",
     "decoded": r"(evaluate|test)\['(BLEU|exact|lengths)",
     "evaluation": r"evaluate",
     "test": r"test",
@@ -205,7 +208,8 @@ def compare(
     """Write down by how much the figures differ with and without the fusion, and print a table.
 
     The difference of an array is the norm of what differs over the norm of the array; that of a
-    part is the largest of its arrays'.
+    part is the largest of its arrays'. By how much a step moves a parameter is known up to the
+    rounding of the parameter itself, which is taken off.
 
     Args:
       folder: of the runs.
@@ -216,8 +220,15 @@ def compare(
         here = folder / re.sub(r"[^\w-]", "_", one.name)
         if not (here / "unfused.npz").exists():
             sys.exit(f"error: {one.name} has not been run both ways yet; go on with `run`")
-        with np.load(here / "fused.npz") as fused, np.load(here / "unfused.npz") as unfused:
-            differences[one.name] = _apart(fused, unfused)
+        differences[one.name] = found = dict.fromkeys(PARTS, 0.0)
+        inputs, fused, unfused = (
+            np.load(here / f"{name}.npz") for name in ("inputs", "fused", "unfused")
+        )
+        for name in unfused.files:
+            part = next(part for part, names in PARTS.items() if re.match(names, name))
+            moved = inputs[f"after{name.removeprefix('step')}"] if part == "parameters" else 0.0
+            rounding = np.finfo(np.float32).eps * np.linalg.norm(moved)
+            found[part] = max(found[part], _apart(fused[name], unfused[name], rounding))
     write_durably(output, json.dumps(differences, indent=1) + "\n")
     kinds = {}  # of runs: by the file of the claim, or the name of the log
     for name, found in differences.items():
@@ -225,22 +236,20 @@ def compare(
         kinds.setdefault(f"{file}, claims" if claim else file, []).append(found)
     tell(f"| | programs | {' | '.join(PARTS)} |\n|---|---|{'---|' * len(PARTS)}")
     for kind, found in kinds.items():
-        most = [max(each.get(part, 0) for each in found) for part in PARTS]
+        most = [max(each[part] for each in found) for part in PARTS]
         tell(f"| {kind} | {len(found)} | {' | '.join(f'{x:.0e}' if x else '0' for x in most)} |")
 
 
-def _apart(fused: Mapping[str, np.ndarray], unfused: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """By how much each part differs."""
-    found = {}
-    for name, b in unfused.items():
-        part = next((part for part, names in PARTS.items() if re.match(names, name)), "")
-        a = fused[name]
-        if not part or np.array_equal(a, b, equal_nan=b.dtype.kind == "f"):
-            continue
-        norm = np.linalg.norm(np.float64(b))
-        apart = np.linalg.norm(np.float64(a) - b) / max(norm, np.finfo(np.float32).tiny)
-        found[part] = max(found.get(part, 0.0), float(apart))
-    return found
+def _apart(a: np.ndarray, b: np.ndarray, rounding: float) -> float:
+    """The norm of the difference beyond rounding, over that of `b`; 0 where both are the same, and
+    infinite where one alone is not a number."""
+    if np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+        return 0.0
+    a, b = np.float64(a), np.float64(b)
+    apart = np.linalg.norm(a - b)
+    if not np.isfinite(apart):
+        return float("inf")
+    return float(max(apart - rounding, 0) / max(np.linalg.norm(b), np.finfo(np.float32).tiny))
 
 
 if __name__ == "__main__":

@@ -35,13 +35,6 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_backend_extra_options={QUICKLY}")
 # and commands: this process has imported numpy.)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# A worker of pytest-xdist keeps to one core, and what it starts does too: threads that wander take
-# a tenth longer.
-WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-if WORKER and hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
-
 # Not on other devices that may be here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
@@ -50,10 +43,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Programs that run for so short a time are not worth optimizing, which takes twice as long as to
 # compile them (`JAX_DISABLE_MOST_OPTIMIZATIONS=0` before the command optimizes them).
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-jax.config.update(
-    "jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-)
+QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+jax.config.update("jax_disable_most_optimizations", QUICK)
+
+# Then a worker of pytest-xdist keeps to one core, too, and so does what it starts: threads that
+# wander take a tenth longer.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+if QUICK and WORKER and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
 # What takes a tenth of the time to trace and no test looks at: garbage as often as Python looks for
 # it, the lines of Python behind each operation, and names for a profiler.

@@ -59,8 +59,9 @@ def test_logits_and_one_step_agree(name):
         optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.01, momentum=0.9))
 
         def loss(params):
-            nothing = jax.tree.map(jnp.zeros_like, shapes["batch_stats"])  # and nothing is read
-            variables = {"params": params, "batch_stats": nothing}
+            # In training the averages over batches are not read.
+            averages = jax.tree.map(jnp.zeros_like, shapes["batch_stats"])
+            variables = {"params": params, "batch_stats": averages}
             logits, _ = model.apply(variables, image, train=True, mutable=["batch_stats"])
             return jnp.mean(losses.categorical_cross_entropy(logits, label)), logits
 
