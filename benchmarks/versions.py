@@ -82,7 +82,7 @@ def run(folder: tyro.conf.Positional[Path], only: str = "") -> None:
         here.mkdir(parents=True, exist_ok=True)
         tell(f"{name}, {'as it was' if fused else 'without the fusion'}")
         _begin_with(one, every, here)
-        experiment = _built(one, here / "run")
+        experiment = _built(one, here / "run")[0]
         figures = _figures(experiment, here / "inputs.npz", fused)
         draft = output.with_suffix(".draft.npz")
         np.savez(draft, **figures)
@@ -90,9 +90,9 @@ def run(folder: tyro.conf.Positional[Path], only: str = "") -> None:
         jax.clear_caches()
 
 
-def _built(one: Measured, workdir: Path) -> Experiment:
-    """By the script whose configuration has these fields, and the fewest that are younger: a claim
-    also compares with the networks of other scripts."""
+def _built(one: Measured, workdir: Path) -> tuple[Experiment, dict[str, Any]]:
+    """And its whole configuration. The script is the one whose configuration has these fields, and
+    the fewest that are younger: a claim also compares with the networks of other scripts."""
     names = [one.experiment, *sorted(path.stem for path in Path("experiments").glob("*.py"))]
     scripts = [importlib.import_module(f"experiments.{name}") for name in names]
     known = [
@@ -110,7 +110,7 @@ def _built(one: Measured, workdir: Path) -> Experiment:
     changes |= {"warmup": 0} if one.experiment == "simclr" else {}
     fields = {**one.config, **changes}
     config = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    return script.build(config, Run(workdir=str(workdir), devices=1))
+    return script.build(config, Run(workdir=str(workdir), devices=1)), dataclasses.asdict(config)
 
 
 def _begin_with(one: Measured, every: dict[str, Measured], here: Path) -> None:
@@ -123,10 +123,10 @@ def _begin_with(one: Measured, every: dict[str, Measured], here: Path) -> None:
             for m in every.values()
             if m.name.split("-")[-1] == arm and m.experiment == one.experiment
         ][:1]
-        experiment = _built(first, here / other)
+        experiment, config = _built(first, here / other)
         nothing = lambda state: {}
         brief = {"steps": 1, "evaluate_every": 1, "evaluate": nothing, "test": nothing, "score": ""}
-        identity = {"experiment": first.experiment, "config": first.config}
+        identity = {"experiment": first.experiment, "config": config}
         run = Run(workdir=str(here / other), devices=1, log_every=1)
         train(experiment._replace(**brief), run, identity)
 
