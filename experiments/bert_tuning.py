@@ -35,7 +35,7 @@ def network(config: Any) -> dict[str, Any]:
 
 def vocabulary(config: Any, run: Run, texts: Callable) -> Callable:
     """That of the run it begins with, if there is one."""
-    words = (config.start or config.words).format(seed=run.seed)
+    words = (config.start or config.words).replace("{seed}", str(run.seed))
     return wordpiece.kept(run.workdir, words, texts, config.vocabulary, config.cased)
 
 

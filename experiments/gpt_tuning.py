@@ -57,7 +57,7 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
     """
     # Data.
     other, mesh = (
-        (config.start or config.words).format(seed=run.seed),
+        (config.start or config.words).replace("{seed}", str(run.seed)),
         devices.mesh(run.devices, run.mesh),
     )
     vocabulary = language.kept(

@@ -10,8 +10,11 @@ compared before a checkpoint is restored (by hand: `cd STEP && sha256sum -c SHA2
 import contextlib
 import hashlib
 import logging
+import os
+import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -55,6 +58,8 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike):
         self.folder = epath.Path(workdir).absolute() / "checkpoints"  # Orbax wants it absolute
+        self._exit = contextlib.ExitStack()
+        self._path = self._exit.enter_context(_plain(self.folder))
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._worker = ThreadPoolExecutor(1)
         self._pending: Future | None = None
@@ -76,7 +81,7 @@ class Checkpoints:
         self._check_space(state)
         saved = {"state": state, "progress": jax.tree.map(np.asarray, progress._asdict())}
         with self._failing_in_one_line():
-            self._orbax.save(self.folder / str(step), args=ocp.args.StandardSave(saved))
+            self._orbax.save(self._path / str(step), args=ocp.args.StandardSave(saved))
         self._pending = self._worker.submit(self._finish, step, progress.best_step)
 
     def _finish(self, step: int, best: int):
@@ -213,14 +218,15 @@ class Checkpoints:
         """
         folder = self.folder / str(step)
         target = {"state": like, "progress": jax.tree.map(np.asarray, Progress()._asdict())}
-        there, here = _shapes(self._orbax.metadata(folder).item_metadata.tree), _shapes(target)
+        metadata = self._orbax.metadata(self._path / str(step)).item_metadata
+        there, here = _shapes(metadata.tree), _shapes(target)
         if there != here:
             name = sorted(dict(there.items() ^ here.items()))[0]
             raise UserError(
                 f"checkpoint {folder} is of another program: {name} is {there.get(name)} there, "
                 f"{here.get(name)} here"
             )
-        saved = self._orbax.restore(folder, args=ocp.args.StandardRestore(target))
+        saved = self._orbax.restore(self._path / str(step), args=ocp.args.StandardRestore(target))
         progress = {name: value.item() for name, value in saved["progress"].items()}
         self._previous = {step, progress["best_step"]} - {-1}
         return saved["state"], Progress(**progress)
@@ -252,15 +258,26 @@ class Checkpoints:
         finally:
             self._worker.shutdown()
             self._orbax.close()
+            self._exit.close()
+
+
+@contextlib.contextmanager
+def _plain(folder: epath.Path) -> Iterator[epath.Path]:
+    """A path to a folder without a character that Orbax takes for a pattern or an address."""
+    if re.fullmatch(r"[\w./ -]*", str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxhist-") as links:
+        os.symlink(folder.parent, f"{links}/run")
+        yield epath.Path(links) / "run" / folder.name
 
 
 def finished(workdir: epath.PathLike) -> list[int]:
     """The steps of a run's finished checkpoints, whole or damaged, newest first."""
     folder = epath.Path(workdir) / "checkpoints"
-    if not folder.exists():
-        return []
-    names = (path.parent.name for path in folder.glob(f"*/{SUMS}"))
-    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+    names = (path.name for path in folder.iterdir()) if folder.exists() else ()
+    steps = [int(name) for name in names if name.isdigit() and (folder / name / SUMS).exists()]
+    return sorted(steps, reverse=True)
 
 
 def tested(workdir: epath.PathLike, init: Callable[[Key], State]) -> State:

@@ -77,6 +77,10 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
     """
     if "://" in str(workdir):  # nothing there can be locked, nor a file be added to
         raise UserError(f"{workdir} is not a directory; mount the bucket, and give its directory")
+    if not str(workdir).isprintable():  # it would not be one line of what is told
+        raise UserError(
+            f"{str(workdir)!r} is no name for a directory: it has characters that cannot be shown"
+        )
     workdir = epath.Path(workdir)
     with failing_in_one_line(workdir):
         workdir.mkdir(parents=True, exist_ok=True)

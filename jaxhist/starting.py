@@ -31,7 +31,7 @@ def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any]
     """
     if not run.workdir or checkpoint.finished(run.workdir):
         return like
-    workdir = epath.Path(run.workdir).parent / config.start.format(seed=run.seed)
+    workdir = epath.Path(run.workdir).parent / config.start.replace("{seed}", str(run.seed))
     header = log.read(workdir)[0]
     if header["config"].keys() != asdict(config).keys():
         raise UserError(f"{workdir} holds a run of {header['experiment']} with other fields")

@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,20 @@ def test_what_is_restored_is_what_was_saved(checkpoints):
     assert_same(restored, state(7))
     assert restored_progress == progress
     assert [type(value) for value in restored_progress] == [float, int, int]
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "*?", "{seed}", "100%25", "c#d", "a b", "a\\b", "gs:"])
+def test_a_path_is_no_pattern(name, tmp_path):
+    """Nor does a checkpoint know where it was saved."""
+    here, moved = tmp_path / name, tmp_path / "moved"
+    here.mkdir()
+    with contextlib.closing(Checkpoints(here)) as checkpoints:
+        save(checkpoints, 1, 2)
+    for before, after in ((here, moved), (moved, here)):
+        before.rename(after)
+        with contextlib.closing(Checkpoints(after)) as checkpoints:
+            assert checkpoints.steps() == [2, 1] and checkpoints.newest() == 2
+            assert_same(checkpoints.restore(2, LIKE)[0], state(2))
 
 
 def test_small_arrays_on_many_devices_are_saved_as_they_are(checkpoints):

@@ -78,13 +78,21 @@ def test_evaluate_repeats_the_figures_of_the_run(command, finished):
 
 
 def test_the_default_directory_is_below_the_present_one(command, tmp_path):
-    """`train`, the same command again, and `evaluate` with a relative path."""
-    here = {"experiment": "regression", "folder": tmp_path, "drawn": True}
-    run, training = tmp_path / "runs" / "regression-small", ["train", "small", "--steps=100"]
-    for arguments in (training, training, ["evaluate", "runs/regression-small"]):
-        assert command(*arguments, check=0, **here).stderr == ""
-    assert (run / "curves.png").exists()
-    assert len(log.read(run)[0]["starts"]) == 2
+    """`train`, the same again, and `evaluate` with a relative path, through a link and where
+    it was moved to. No character of a path is special."""
+    folder = tmp_path / "work [old] #1 100% {seed}?*"
+    folder.mkdir()
+    here = {"experiment": "regression", "folder": folder, "drawn": True}
+    run, training = folder / "runs" / "regression-small", ["train", "small", "--steps=100"]
+    link, moved = folder / "link", tmp_path / "lr[0.1]"
+    link.symlink_to(run)
+    for _ in range(2):
+        assert command(*training, check=0, **here).stderr == ""
+    said = [command("evaluate", path, check=0, **here).stdout for path in (run, link, "link")]
+    run.rename(moved)
+    assert {*said, command("evaluate", moved, check=0, **here).stdout} == {said[0]}
+    assert (moved / "curves.png").exists()
+    assert len(log.read(moved)[0]["starts"]) == 2
 
 
 def test_unknown_command(command):

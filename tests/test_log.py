@@ -200,6 +200,13 @@ def test_pictures_become_pngs_and_films_gifs(make, tmp_path):
             np.testing.assert_array_equal(np.array(moving.convert("RGB")), frame)
 
 
-def test_a_bucket_is_no_directory():
-    with pytest.raises(UserError, match="gs://somewhere/run is not a directory; mount the bucket"):
-        log.claim("gs://somewhere/run", IDENTITY).__enter__()
+@pytest.mark.parametrize(
+    "workdir, says",
+    [
+        ("gs://somewhere/run", "gs://somewhere/run is not a directory; mount the bucket"),
+        ("two\nlines", "'two.nlines' is no name for a directory"),
+    ],
+)
+def test_what_is_no_directory(workdir, says):
+    with pytest.raises(UserError, match=says):
+        log.claim(workdir, IDENTITY).__enter__()

@@ -59,13 +59,13 @@ def wait_for_step(workdir, step):
 
 def same_in_float64(tmp_path, count):
     go(1, 2 * count, WORKER, tmp_path / "one")
-    go(count, 2, WORKER, tmp_path / "many")
-    one, many = logged(tmp_path / "one"), logged(tmp_path / "many")
+    go(count, 2, WORKER, tmp_path / "[many]")
+    one, many = logged(tmp_path / "one"), logged(tmp_path / "[many]")
     assert len(one) == len(many) == 20 + 2
     for a, b in zip(one, many, strict=True):
         assert a.keys() == b.keys()
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-9)
-    a, b = arrays(tmp_path / "one"), arrays(tmp_path / "many")
+    a, b = arrays(tmp_path / "one"), arrays(tmp_path / "[many]")
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-8, atol=1e-12, err_msg=name)
 
