@@ -46,7 +46,7 @@ class Config:
     corrected: bool = False  # Adam's moments
     rate: float = 1e-3
     warmup: int = 200  # steps
-    decay: int = 0  # steps until the rate is 0; 0 for as many as there are
+    decay: int = 0  # steps until the rate is 0, also those of `start`; 0 for as many as there are
     length: int = 32  # tokens in a row
     batch: int = 64  # rows
     steps: int = 2000
@@ -139,22 +139,27 @@ def build(config: Config, run: Run) -> Experiment:
         return words + found["follows"][:, None], (extra, metrics)
 
     # Algorithm. What goes on from another run has also its moments, and its place in the schedule.
-    algorithm = descend(init_model, loss, bert_tuning.optimizer(config))
+    def algorithm(begin=0):
+        return descend(init_model, loss, bert_tuning.optimizer(config, begin))
 
     def init(key):
-        state = algorithm.init(key)
+        state = algorithm().init(key)
         if not config.start:
             return state
         moved = lambda state: (state.params, state.opt_state)
         params, opt_state = starting.learned(build, config, run, moved, moved(state))
         return state.replace(params=params, opt_state=opt_state)
 
+    def step(state, batch, key):
+        begin = state.opt_state[-1].count - state.step if config.start else 0
+        return algorithm(begin).step(state, batch, key)
+
     test = bert_words.tests(model, data, config, run)
     return Experiment(
         data=data.train,
         batch=data.batch,
         init=init,
-        step=algorithm.step,
+        step=step,
         evaluate=lambda state: test(state, "validation"),
         test=lambda state: test(state, "test"),
         steps=config.steps,

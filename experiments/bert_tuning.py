@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epy
+from jax import Array
 
 from jaxhist import devices, evaluate, losses, starting
 from jaxhist.adam import adam
@@ -39,16 +40,20 @@ def vocabulary(config: Any, run: Run, texts: Callable) -> Callable:
     return wordpiece.kept(run.workdir, words, texts, config.vocabulary, config.cased)
 
 
-def optimizer(config: Any) -> optax.GradientTransformation:
+def optimizer(config: Any, begin: int | Array = 0) -> optax.GradientTransformation:
     """Appendix A.2: Adam, and a decay of 0.01. As in the authors' code, gradients have a norm of 1
-    at most, the moments do not see the decay and are not corrected, biases and norms have none."""
+    at most, the moments do not see the decay and are not corrected, biases and norms have none.
+
+    Args:
+      config: of the run.
+      begin: steps that were taken before its own, with the same moments.
+    """
+    steps = config.decay or begin + config.steps
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         adam(-1.0, eps=1e-6, corrected=config.corrected),  # upwards; the last line turns it
         optax.add_decayed_weights(0.01, matrices),
-        optax.scale_by_learning_rate(
-            warmed(config.rate, config.warmup, config.decay or config.steps)
-        ),
+        optax.scale_by_learning_rate(warmed(config.rate, config.warmup, steps)),
     )
 
 
@@ -57,9 +62,14 @@ def matrices(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def warmed(rate: float, warmup: int, steps: int) -> optax.Schedule:
+def warmed(rate: float, warmup: int, steps: int | Array) -> optax.Schedule:
     """Up to the rate in a straight line, then along one that comes to 0 after `steps`."""
-    return lambda step: rate * jnp.where(step < warmup, step / max(warmup, 1), 1 - step / steps)
+
+    def at(step):
+        falling = jnp.maximum(1 - step / steps, 0)
+        return rate * jnp.where(step < warmup, step / max(warmup, 1), falling)
+
+    return at
 
 
 def experiment(config: Any, run: Run, build: Callable) -> Experiment:

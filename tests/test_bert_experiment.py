@@ -98,9 +98,8 @@ def test_of_what_is_held_out_one_word_is_hidden_alone(left_to_right):
 
 def test_the_rate_rises_then_falls_to_nothing():
     rate = bert_tuning.warmed(1e-4, 10_000, 1_000_000)
-    np.testing.assert_allclose(
-        jax.jit(rate)(np.array([0, 5000, 500_000, 10**6])), [0, 5e-5, 5e-5, 0]
-    )
+    at = jax.jit(rate)(np.array([0, 5000, 500_000, 10**6, 10**7]))
+    np.testing.assert_allclose(at, [0, 5e-5, 5e-5, 0, 0], atol=1e-12)
     assert bert_tuning.warmed(1.0, 0, 4)(jnp.array(0)) == 1
 
 
@@ -162,6 +161,21 @@ def test_what_goes_on_has_the_moments_and_the_place_in_the_schedule(pretrained):
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, found.opt_state)
     counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
     assert state.step == 0 and counts and all(count == TINY.steps for count in counts)
+
+
+def test_the_default_decay_counts_the_steps_of_the_run_before(pretrained):
+    """Six steps, then six: the rate is half of its peak in the first step of the second run."""
+    run = Run(workdir=str(pretrained / "more"), devices=1)
+    config = dataclasses.replace(TINY, start="words-seed0")
+
+    def moved(**changes):
+        learning = experiment.build(dataclasses.replace(config, **changes), run)
+        state = jax.jit(learning.init)(keys(0).init)
+        after, _ = jax.jit(learning.step)(state, learning.data(0, state), keys(0).step)
+        return jax.tree.map(np.subtract, after.params, state.params)
+
+    jax.tree.map(np.testing.assert_allclose, moved(), moved(decay=12))
+    assert max(np.abs(x).max() for x in jax.tree.leaves(moved(decay=6))) == 0
 
 
 @pytest.mark.parametrize(

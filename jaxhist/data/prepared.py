@@ -153,7 +153,12 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _missing(name: str) -> UserError:
+    folder = str(tfds.core.constants.DATA_DIR)
+    if "[" in folder:
+        return UserError(
+            f"TFDS takes the [ in {folder} for a pattern; set TFDS_DATA_DIR to a link to it"
+        )
     return UserError(
-        f"data set {name!r} is not in {tfds.core.constants.DATA_DIR}; set TFDS_DATA_DIR to where "
+        f"data set {name!r} is not in {folder}; set TFDS_DATA_DIR to where "
         f"it lies, or prepare it: python -m jaxhist.data.prepare {name}"
     )
