@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxhist import devices
-from jaxhist.data import augment, batches, photographs
+from jaxhist.data import augment, batches, labels, photographs
 from jaxhist.train import Run
 
 # What is learned from: two views of each image, without labels; labels; or labels, by the last
@@ -53,11 +53,13 @@ def large_photographs(config: ImageNet, run: Run) -> augment.Views:
     """Appendix A: parts of random size and shape, mirrored; views to compare are also distorted in
     their colours and blurred. Tests see the central square."""
     source = photographs.from_tfds(config.data)
+    known = lambda photograph: labels.known(photograph.label, source.classes, photograph.name)
     views = 2 if config.learn == "views" else 1
 
     def crops(photograph, random):
         crop = [photographs.inception_crop(photograph, random) for _ in range(views)]
-        return {"image": np.stack(crop), "label": photograph.label}
+        label = photograph.label if config.learn == "views" else known(photograph)
+        return {"image": np.stack(crop), "label": label}
 
     def view(image, key):
         mirror_key, colour_key, blur_key = jax.random.split(key, 3)
@@ -70,7 +72,7 @@ def large_photographs(config: ImageNet, run: Run) -> augment.Views:
     def whole(split):
         """All of the split "validation", and as many of any other."""
         found = source.load("validation" if split == "test" else split)
-        see = lambda i: {"image": photographs.center_crop(found[i]), "label": found[i].label}
+        see = lambda i: {"image": photographs.center_crop(found[i]), "label": known(found[i])}
         return batches.in_order(np.arange(min(len(found), 50_000)), see, 32)
 
     shape = (photographs.SIZE, photographs.SIZE, 3)

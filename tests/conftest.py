@@ -105,6 +105,15 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.fixture
+def data_sets(tmp_path, monkeypatch):
+    """Where TFDS finds data sets, an empty folder, and none is decoded yet."""
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
 PLAYS = pytest.mark.skipif(
     importlib.util.find_spec("gymnax") is None, reason="the games of gymnax are not installed"
 )

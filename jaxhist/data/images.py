@@ -17,12 +17,11 @@ from rich.progress import track
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, State
-from jaxhist.data import batches, prepared
+from jaxhist.data import batches, labels, prepared
+from jaxhist.data.labels import Split, split_off
 
 with epy.lazy_imports():  # they take a second
-    from sklearn import datasets, model_selection
-
-Split = dict[str, np.ndarray]  # image [N, H, W, C] uint8, label [N] int32
+    from sklearn import datasets
 
 
 class Images(NamedTuple):
@@ -30,7 +29,7 @@ class Images(NamedTuple):
 
     shape: tuple[int, int, int]  # H, W, C
     classes: int
-    load: Callable[[], dict[str, Split]]  # train, validation, test; read once and kept
+    load: Callable[[], dict[str, Split]]  # train, validation, test: image [N, H, W, C] uint8, label
     names: tuple[str, ...] = tuple("0123456789")  # of the classes
 
 
@@ -69,22 +68,6 @@ def shapes(batch: int, shape: tuple[int, int, int]) -> Batch:
         "image": jax.ShapeDtypeStruct((batch, *shape), jnp.float32),
         "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
     }
-
-
-def split_off(split: Split, size: int) -> tuple[Split, Split]:
-    """A split without `size` examples, and these; stratified by label, always the same ones.
-
-    Raises:
-      UserError: that leaves one of the two without an example of each label.
-    """
-    label = split["label"]
-    try:
-        rest, chosen = model_selection.train_test_split(
-            np.arange(len(label)), test_size=size, stratify=label, random_state=0
-        )
-    except ValueError as error:
-        raise UserError(f"{size} of {len(label)} examples cannot be held out: {error}") from error
-    return tuple({name: array[index] for name, array in split.items()} for index in (rest, chosen))
 
 
 def named(name: str, validation: int) -> Images:
@@ -156,7 +139,8 @@ def from_tfds(name: str, validation: int) -> Images:
     """A TFDS data set, read without TensorFlow from $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Args:
-      name: such as "mnist", "cifar10", or "cifar10:3.0.2". It must have the splits train and test.
+      name: such as "mnist", "cifar10", or "cifar10:3.0.2", with the splits that `labels.splits`
+        wants.
       validation: how many training examples to hold out.
 
     Raises:
@@ -172,8 +156,7 @@ def from_tfds(name: str, validation: int) -> Images:
 
     @functools.cache
     def load() -> dict[str, Split]:
-        train, held_out = split_off(_decoded(builder, "train"), validation)
-        return {"train": train, "validation": held_out, "test": _decoded(builder, "test")}
+        return labels.splits(builder, lambda split: _decoded(builder, split), validation)
 
     label = features["label"]
     return Images(shape, label.num_classes, load, tuple(label.names))

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from jaxhist import UserError
 from jaxhist.algorithm import Key
-from jaxhist.data import batches, images, prepared
+from jaxhist.data import batches, images, labels, prepared
 from jaxhist.data.images import Labelled
 
 SIZE = 224  # pixels, of a view
@@ -131,11 +131,15 @@ def crops(
         seen = jnp.moveaxis(image, 1, 0) / 255  # [B, V, H, W, C] -> [V, B, H, W, C]
         return center(jnp.concatenate([seen, seen[..., ::-1, :]]))
 
+    def seen(photograph, image):
+        label = labels.known(photograph.label, source.classes, photograph.name)
+        return {"image": image, "label": label}
+
     def train(photograph, random):
-        return {"image": view(photograph, random), "label": photograph.label}
+        return seen(photograph, view(photograph, random))
 
     def test():
-        see = lambda photograph: {"image": test_view(photograph), "label": photograph.label}
+        see = lambda photograph: seen(photograph, test_view(photograph))
         return batches.in_order(source.load("validation"), see, size)
 
     shape = (SIZE, SIZE, 3)

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, State
-from jaxhist.data import batches, prepared, text
-from jaxhist.data.images import Split, split_off
+from jaxhist.data import batches, labels, prepared, text
+from jaxhist.data.labels import Split, split_off
 from jaxhist.packed import PAD
 
 
@@ -39,9 +39,6 @@ def from_tfds(
 ) -> Sentences:
     """A data set with one text or two, and a label.
 
-    Without a split `validation` a tenth of the training examples is held out. Without labels in its
-    split `test`, as in GLUE, `validation` is for the test, and that tenth for validation.
-
     Args:
       name: such as "glue/cola" or "glue/mrpc".
       tokenizer: cuts texts into pieces.
@@ -59,9 +56,8 @@ def from_tfds(
     if len(texts) > 2:
         raise UserError(f"data set {name!r} has more than two texts: {', '.join(texts)}")
 
-    @functools.cache
     def split(part: str) -> Split:
-        found = [e for e in prepared.examples(builder, part) if e["label"] >= 0]
+        found = list(prepared.examples(builder, part))
         read = {
             key: np.array([example[key].decode() for example in found], object) for key in texts
         }
@@ -69,18 +65,7 @@ def from_tfds(
 
     @functools.cache
     def load() -> dict[str, Split]:
-        parts = {
-            part: split(part)
-            for part in ("train", "validation", "test")
-            if part in builder.info.splits and len(split(part)["label"])
-        }
-        if "test" not in parts and "validation" in parts:
-            parts["test"] = parts.pop("validation")
-        if not {"train", "test"} <= parts.keys():
-            raise UserError(f"data set {name!r} has no labels to train on and to test on")
-        if "validation" not in parts:
-            tenth = len(parts["train"]["label"]) // 10
-            parts["train"], parts["validation"] = split_off(parts["train"], tenth)
+        parts = labels.splits(builder, split)
         if examples:
             parts["train"] = split_off(parts["train"], examples)[1]
         return parts

@@ -11,8 +11,9 @@ import numpy as np
 from etils import epy
 from rich.progress import track
 
-from jaxhist.data import prepared
-from jaxhist.data.images import Inputs, Split, split_off
+from jaxhist.data import labels, prepared
+from jaxhist.data.images import Inputs
+from jaxhist.data.labels import Split, split_off
 
 with epy.lazy_imports():  # they take a second
     from sklearn import feature_extraction
@@ -74,7 +75,7 @@ def _docstrings(package: str) -> list[str]:
 
 
 def from_tfds(name: str, validation: int) -> Inputs:
-    """A TFDS data set of labelled texts, with the splits train and test.
+    """A TFDS data set of labelled texts, with the splits that `labels.splits` wants.
 
     Args:
       name: such as "imdb_reviews".
@@ -94,8 +95,7 @@ def from_tfds(name: str, validation: int) -> Inputs:
 
     @functools.cache
     def load() -> dict[str, Split]:
-        train, held_out = split_off(split("train"), validation)
-        return _bags({"train": train, "validation": held_out, "test": split("test")})
+        return _bags(labels.splits(builder, split, validation))
 
     return Inputs((WORDS,), builder.info.features["label"].num_classes, load)
 
