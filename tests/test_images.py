@@ -79,8 +79,8 @@ def test_a_tfds_set_is_decoded_once_and_read_from_the_cache(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     examples, found = prepared.examples, []
 
-    def few(builder, split):
-        whole = examples(builder, split)
+    def few(builder, split, decoders):
+        whole = examples(builder, split, decoders)
         found.append(len(whole))
         return [whole[i] for i in range(200)]
 

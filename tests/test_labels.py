@@ -64,8 +64,8 @@ def test_what_has_labels_is_used(validation, of_splits, wanted, says, capsys):
     "of_splits, says",
     [
         ({"train": NONE, "test": ALL}, "no labels in its split train"),
-        ({"train": ALL, "test": NONE}, "no labels in its splits test and validation"),
-        ({"train": ALL, "validation": NONE}, "no labels in its splits test and validation"),
+        ({"train": ALL, "test": NONE}, "no labels in its split test"),
+        ({"train": ALL, "test": NONE, "validation": NONE}, "no labels in its split test"),
         ({"train": ALL, "test": [0, 1, 2]}, "example 2 of tiny/1.0.0 test has the label 2, but"),
         ({"train": [0, -2], "test": ALL}, "example 1 of tiny/1.0.0 train has the label -2, but"),
     ],

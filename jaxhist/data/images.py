@@ -13,11 +13,12 @@ import skimage.data
 import tensorflow_datasets as tfds
 from etils import epy
 from jax.sharding import Mesh
+from PIL import Image
 from rich.progress import track
 
 from jaxhist import UserError
 from jaxhist.algorithm import Batch, State
-from jaxhist.data import batches, labels, prepared
+from jaxhist.data import batches, labels, pictures, prepared
 from jaxhist.data.labels import Split, split_off
 
 with epy.lazy_imports():  # they take a second
@@ -164,18 +165,27 @@ def from_tfds(name: str, validation: int) -> Images:
 
 def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     """A split in memory, decoded once and cached."""
-    name = builder.info.full_name
-    examples = prepared.examples(builder, split)
+    name, shape = builder.info.full_name, builder.info.features["image"].shape
+    examples = prepared.examples(builder, split, {"image": tfds.decode.SkipDecoding()})
 
     def decode() -> Split:
-        image = np.empty((len(examples), *builder.info.features["image"].shape), np.uint8)
+        image = np.empty((len(examples), *shape), np.uint8)
         label = np.empty(len(examples), np.int32)
         for i in track(range(len(examples)), f"decoding {name} {split}, once", transient=True):
             example = examples[i]
-            image[i], label[i] = example["image"], example["label"]
+            with pictures.naming(f"{name} {split} {i}"):
+                image[i] = _of_shape(pictures.opened(example["image"]), shape)
+            label[i] = example["label"]
         return {"image": image, "label": label}
 
-    return prepared.cached(f"{name}-{split}-{prepared.checksum(builder)}", decode)
+    return prepared.cached(f"{name}-{split}-upright-{prepared.checksum(builder)}", decode)
+
+
+def _of_shape(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    width, height = pictures.size(image)
+    if (height, width) != shape[:2]:
+        raise ValueError(f"it is {height} x {width}, and those of this set are {shape[:2]}")
+    return np.asarray(pictures.decoded(image, shape[2])).reshape(shape)
 
 
 def reduced(source: Images, examples: int = 0, by: int = 1) -> Images:

@@ -68,20 +68,20 @@ def splits(
         return {key: array[label != NONE] for key, array in found.items()}
 
     has = lambda split: split in there and len(labelled(split)["label"]) > 0
-    parts = {"train": labelled("train")} if has("train") else {}
-    tested = "test" if has("test") else "validation"
-    if tested != "test" and has(tested):
-        warn(f"{name} has no labels in its split test: validation is for the test")
-    if not parts or not has(tested):
-        missing = "splits test and validation" if parts else "split train"
-        raise UserError(f"data set {name!r} has no labels in its {missing}")
+    parts = {"train": labelled("train")}
+    tested = "validation" if has("validation") and not has("test") else "test"
     parts["test"] = labelled(tested)
+    for split, part in zip(("train", tested), parts.values(), strict=True):
+        if not len(part["label"]):
+            raise UserError(f"data set {name!r} has no labels in its split {split}")
+    if tested == "validation":
+        warn(f"{name} has no labels in its split test: validation is for the test")
     if validation is None and tested == "test" and has("validation"):
-        return {**parts, "validation": labelled("validation")}
-    if validation is None:
-        validation = len(parts["train"]["label"]) // 10
-    train, held_out = split_off(parts["train"], validation)
-    return {**parts, "train": train, "validation": held_out}
+        train, held_out = parts["train"], labelled("validation")
+    else:
+        tenth = len(parts["train"]["label"]) // 10
+        train, held_out = split_off(parts["train"], tenth if validation is None else validation)
+    return {"train": train, "validation": held_out, "test": parts["test"]}
 
 
 def split_off(split: Split, size: int) -> tuple[Split, Split]:

@@ -4,11 +4,9 @@ A view makes an array of one photograph on the host: it decodes it, and scales o
 out. Mirror images, colours and normalisation follow on the device, in an experiment's `prepare`.
 """
 
-import contextlib
 import functools
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,9 +18,8 @@ from jax.sharding import Mesh
 from PIL import Image
 from rich.progress import track
 
-from jaxhist import UserError
 from jaxhist.algorithm import Key
-from jaxhist.data import batches, images, labels, prepared
+from jaxhist.data import batches, images, labels, pictures, prepared
 from jaxhist.data.images import Labelled
 
 SIZE = 224  # pixels, of a view
@@ -203,11 +200,12 @@ def five_crops(photograph: Photograph) -> np.ndarray:
 def inception_crop(photograph: Photograph, random: np.random.Generator) -> np.ndarray:
     """GoogLeNet, section 6: a random part of the photograph, whatever its scale and shape, scaled
     to the size of a view with a random interpolation. -> [224, 224, 3] uint8."""
-    image = _header(photograph)
-    length = image.size
-    corner, part = random_part(length, random)
-    scale = SIZE / min(part)
-    image = _decoded(photograph, image, tuple(math.ceil(side * scale) for side in length))
+    with pictures.naming(photograph.name):
+        image = pictures.opened(photograph.jpeg)
+        length = pictures.size(image)
+        corner, part = random_part(length, random)
+        scale = SIZE / min(part)
+        image = pictures.decoded(image, least=tuple(math.ceil(side * scale) for side in length))
     box = [
         place * have / had
         for end in (corner, np.add(corner, part))
@@ -266,38 +264,11 @@ def inception_crops(photograph: Photograph) -> np.ndarray:
 
 def _open(photograph: Photograph, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """A photograph, and the width and height that give its shorter side `side` pixels."""
-    image = _header(photograph)
-    shorter = min(image.size)
-    size = tuple(round(length * side / shorter) for length in image.size)
-    return _decoded(photograph, image, size), size
-
-
-@contextlib.contextmanager
-def _naming(photograph: Photograph) -> Iterator[None]:
-    """Say which photograph it is that cannot be read."""
-    try:
-        yield
-    except (OSError, SyntaxError) as error:  # Pillow's for what it cannot read
-        reason = str(error).split(" <")[0]  # without "<_io.BytesIO object at 0x7f...>"
-        raise UserError(
-            f"the image of {photograph.name} is damaged: {reason}; prepare the data set again"
-        ) from error
-
-
-def _header(photograph: Photograph) -> Image.Image:
-    """A photograph of which no more than the size is known yet."""
-    with _naming(photograph):
-        return Image.open(io.BytesIO(photograph.jpeg))
-
-
-def _decoded(photograph: Photograph, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Its pixels. It is decoded at 1/2, 1/4 or 1/8 of its size, which is faster, where that is no
-    smaller than `size`."""
-    with _naming(photograph):
-        image.draft(None, size)
-        image.load()
-        # A few of ImageNet's are grey or made for print.
-        return image if image.mode == "RGB" else image.convert("RGB")
+    with pictures.naming(photograph.name):
+        image = pictures.opened(photograph.jpeg)
+        length = pictures.size(image)
+        size = tuple(round(long * side / min(length)) for long in length)
+        return pictures.decoded(image, least=size), size
 
 
 def _crop(
