@@ -79,8 +79,10 @@ def fill(config: Any, run: Run, state: State, sentence: tyro.conf.Positional[str
         raise UserError("this network has learned labels; a pre-trained one guesses words")
     tokenizer = bert_tuning.vocabulary(config, run, list)()  # it is there
     special = wordpiece.special(tokenizer)
-    (pieces,) = text.ids(tokenizer, [sentence])
-    tokens = np.array([special.begin, *pieces, special.end])[None]
+    row = [special.begin]
+    for part in text.ids(tokenizer, sentence.split("[MASK]")):
+        row += [*part, special.mask]
+    tokens = np.array([*row[:-1], special.end])[None]
     (places,) = np.nonzero(tokens[0] == special.mask)
     if not len(places):
         raise UserError("there is nothing to guess: write [MASK] in the place of a word")

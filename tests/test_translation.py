@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from conftest import needs
 
 from jaxhist import UserError, devices, evaluate
-from jaxhist.data import multi30k, prepare, prepared, text, translation
-from jaxhist.packed import EOS, PAD, UNK
+from jaxhist.data import multi30k, prepare, prepared, text, translation, wordpiece
+from jaxhist.packed import EOS, PAD, SPECIAL, UNK
 
 GERMAN = ["Ein Mann fährt (schnell) Fahrrad.", "Zwei Männer: ein Rad!", "Ein Rad, zwei Räder."] * 3
 
@@ -60,6 +60,24 @@ def test_a_vocabulary_is_kept_and_not_made_again(tmp_path):
     (tmp_path / "vocabulary.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         text.kept(str(tmp_path), "vocabulary.json", make)()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [text.subwords, text.byte_pairs, text.characters, text.words, wordpiece.trained],
+    ids=lambda make: make.__name__,
+)
+def test_text_that_spells_a_special_token_is_text(make, tmp_path):
+    """When the vocabulary is made, and when it is read again."""
+    marks = [*SPECIAL, *wordpiece.SPECIAL, "<|endoftext|>"]
+    texts = [f"press {mark} to go on" for mark in marks] * 9
+    trained = (texts, 300, True) if make is wordpiece.trained else (texts, 300)
+    for _ in range(2):
+        tokenizer = text.kept(str(tmp_path), "vocabulary.json", lambda: make(*trained))()
+        for mark, found in zip(marks, text.ids(tokenizer, texts), strict=False):
+            pieces = [tokenizer.id_to_token(number) for number in found]
+            assert not set(pieces) & {*SPECIAL, *wordpiece.SPECIAL}, mark
+            assert tokenizer.decode(found).replace(" ", "") == f"press{mark}togoon"
 
 
 def test_packing_keeps_every_pair_that_fits_and_pads_little():

@@ -91,6 +91,8 @@ def words(texts: Iterable[str], size: int) -> Tokenizer:
 def kept(workdir: str, name: str, make: Callable[[], Tokenizer]) -> Callable[[], Tokenizer]:
     """A vocabulary that is made when it is first asked for, and then kept in a run's directory.
 
+    Text is text: where it says [EOS], it has as many tokens as that is spelled with.
+
     Args:
       workdir: the directory; without one ("") nothing is kept.
       name: of the file there.
@@ -102,6 +104,11 @@ def kept(workdir: str, name: str, make: Callable[[], Tokenizer]) -> Callable[[],
 
     @functools.cache
     def load() -> Tokenizer:
+        tokenizer = read()
+        tokenizer.encode_special_tokens = True  # as text; the library's name for it
+        return tokenizer
+
+    def read() -> Tokenizer:
         path = epath.Path(workdir) / name
         if workdir and path.exists():
             try:
