@@ -10,11 +10,13 @@ arXiv:1909.08053).
 
 import contextlib
 import math
+import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -291,7 +293,29 @@ def describe(mesh: Mesh) -> str:
 
 
 def machine(mesh: Mesh) -> dict[str, Any]:
-    """What a run runs on: devices and versions, for the header of its log."""
+    """What a run runs on: devices, processor and versions, for the header of its log."""
     packages = ("jaxhist", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     versions = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    return {"devices": describe(mesh), "versions": versions}
+    here = {"devices": describe(mesh), "processor": processor(), "cores": cores()}
+    return here | {"versions": versions}
+
+
+def processor() -> str:
+    """Its name, as the system says it."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def arithmetic() -> dict[str, Any]:
+    """What the numbers of a run depend on beside its configuration and what it runs on: options of
+    JAX, which anybody can set in the environment."""
+    names = "default_prng_impl", "threefry_partitionable", "enable_x64", "default_matmul_precision"
+    return {f"jax_{name}": getattr(jax.config, f"jax_{name}") for name in names}

@@ -105,6 +105,32 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
         os.close(handle)
 
 
+def elsewhere(workdir: epath.PathLike, starts: list[dict], here: dict) -> str:
+    """What differs from where a run was trained before, and its bits depend on; "" if nothing.
+
+    Args:
+      workdir: of the run, for the message.
+      starts: the earlier ones, [] for a new run.
+      here: the present one.
+
+    Raises:
+      UserError: its numbers would be others altogether.
+    """
+    if not starts:
+        return ""
+    there = starts[-1]
+    old, new = there.get("arithmetic"), here["arithmetic"]
+    if old and (differing := _differences(old, new)):
+        raise UserError(
+            f"{workdir} holds a run of other numbers ({differing}); set this as it was there, or "
+            "choose another directory with --run.workdir"
+        )
+    names = ["devices", "versions"]
+    names += ["processor", "cores"] if here["devices"].endswith("cpu") else []
+    of = lambda start: {name: start[name] for name in names if name in there}
+    return _differences(of(there), of(here))
+
+
 def _differences(there: dict, here: dict) -> str:
     """Such as `depth is 20 there, 56 here`."""
     texts = []

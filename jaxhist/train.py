@@ -86,6 +86,9 @@ def train(
         # 1. Nobody else trains here, and what is here is this run.
         home = stack.enter_context(processes.home(workdir))
         starts = stack.enter_context(log.claim(home, identity))
+        here = {**devices.machine(mesh), "arithmetic": devices.arithmetic()}
+        if (differing := log.elsewhere(workdir, starts, here)) and processes.first():
+            warn(f"{workdir} was trained elsewhere ({differing}); its bits may be others from now")
 
         # 2. The newest whole checkpoint, or a new state.
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
@@ -109,7 +112,7 @@ def train(
         update = program.lower().compile()
 
         # 4. The log, cut back to the checkpoint.
-        here = {"step": start, "time": time.strftime("%F %T%z"), **devices.machine(mesh)}
+        here = {"step": start, "time": time.strftime("%F %T%z"), **here}
         header = {**identity, "starts": [*starts, here]}
         cost, peak = flops.count(program.jaxpr.jaxpr), devices.peak_flops(mesh)
         history = log.Log(home, header, start, experiment.steps, cost, peak)

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import errno
+import json
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import IDENTITY, batch, run_tiny, tiny
 
-from jaxhist import UserError, log
+from jaxhist import UserError, devices, log
 from jaxhist.checkpoint import Checkpoints
 from jaxhist.train import Interrupted, Run
 
@@ -272,10 +273,10 @@ def test_no_more_than_two_steps_are_on_their_way(run):
 
 
 def test_a_run_goes_on_on_another_number_of_devices(run):
-    for devices, steps in ((1, 7), (8, 6), (1, 30)):
+    for count, steps in ((1, 7), (8, 6), (1, 30)):
         asked = iter([False] * steps + [True] * 100)
         with contextlib.suppress(Interrupted):
-            run_tiny(dataclasses.replace(run, devices=devices), lambda asked=asked: next(asked))
+            run_tiny(dataclasses.replace(run, devices=count), lambda asked=asked: next(asked))
     starts = log.read(run.workdir)[0]["starts"]
     assert [(start["step"], start["devices"]) for start in starts] == [
         (0, "1 x cpu"),
@@ -283,6 +284,60 @@ def test_a_run_goes_on_on_another_number_of_devices(run):
         (13, "1 x cpu"),
     ]
     assert phase(run, "test")[0]["error"] < 1e-3
+
+
+def stopped(run, at=7):
+    """A run that is asked to stop after so many steps."""
+    asked = iter([False] * at)
+    with pytest.raises(Interrupted):
+        run_tiny(run, interrupted=lambda: next(asked, True))
+
+
+def test_what_bits_depend_on_is_said_where_it_changes(run, monkeypatch, capsys):
+    stopped(run)
+    assert not capsys.readouterr().err
+    (start,) = log.read(run.workdir)[0]["starts"]
+    assert start["processor"] and start["cores"] == devices.cores()
+    monkeypatch.setattr(devices, "cores", lambda: 3)
+    monkeypatch.setattr(devices, "processor", lambda: "Deep Thought")
+    run_tiny(run)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cores is {start['cores']} there, 3 here; processor is" in line
+    assert "here); its bits may be others from now" in line
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_threefry_partitionable", False),
+        ("jax_default_matmul_precision", "bfloat16"),
+        ("jax_enable_x64", True),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_numbers(run, option, value):
+    stopped(run)
+    before = Path(run.workdir, log.FILE).read_bytes()
+    there = getattr(jax.config, option)
+    jax.config.update(option, value)
+    try:
+        with pytest.raises(UserError, match=f"{option} is {there!r} there, {value!r} here"):
+            run_tiny(run)
+    finally:
+        jax.config.update(option, there)
+    assert Path(run.workdir, log.FILE).read_bytes() == before
+
+
+def test_a_log_that_does_not_say_where_it_was_made_goes_on(run):
+    """As those of version 0.1.0."""
+    stopped(run)
+    path = Path(run.workdir, log.FILE)
+    header, *lines = log.read(run.workdir)
+    for name in ("arithmetic", "processor", "cores"):
+        del header["starts"][0][name]
+    path.write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    run_tiny(run)
+    assert len(phase(run, "train")) == 20
 
 
 def test_a_score_may_be_any_number(run):

@@ -4,7 +4,6 @@ So a checkpoint holds no iterator: a resumed run sees the batches that it would 
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -173,14 +172,9 @@ def _read_ahead(views: grain.MapDataset, size: int, workers: int) -> Iterator[Ba
     lock. Of the 1.4 ms that a photograph of 320 x 270 takes, 0.2 hold it, so about seven cores are
     kept busy; more of them need larger photographs, or processes.
     """
-    threads = workers or cores()
+    threads = workers or devices.cores()
     options = grain.ReadOptions(threads, prefetch_buffer_size=max(3 * size, threads))
     return iter(views.to_iter_dataset(options).batch(size))
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def count(arrays: Batch) -> int:

@@ -95,12 +95,12 @@ def main(name: tyro.conf.Positional[str], seconds: float = 60, output: str = "")
         "pipeline, per core": spread([speed.per_core for speed in pipelines]),
         "ratio, per core": spread(ratios),
     }
-    print(f"images per second on {batches.cores()} cores, median of {ROUNDS} rounds")
+    print(f"images per second on {devices.cores()} cores, median of {ROUNDS} rounds")
     for label, of in measured.items():
         print(f"{label:22}{of['median']:10.2f}  ({of['lowest']:.2f} to {of['highest']:.2f})")
     if output:
         versions = {package: version(package) for package in ("pillow", "grain")}
-        machine = {"cores": batches.cores(), **versions, **devices.machine(devices.mesh())}
+        machine = {**versions, **devices.machine(devices.mesh())}
         result = {"data": name, "rounds": ROUNDS, "seconds": seconds, **machine, **measured}
         path = epath.Path(output)
         with files.failing_in_one_line(path.parent):
