@@ -6,10 +6,12 @@ first batch, one step, and an evaluation and the test of the state after it.
 
     python -m benchmarks.versions run FOLDER    # with jax 0.10.2, which nothing here installs
     XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= python -m benchmarks.versions run FOLDER
+    (the same) --nudged
     python -m benchmarks.versions compare FOLDER    # with any version, into results/versions.json
 
-The first run keeps the inputs in FOLDER, the second one takes them from there. Both go on where
-they were stopped.
+The first run keeps the inputs in FOLDER, the others take them from there. The third one says what
+rounding alone does where the first two differ: it is the second one with another last bit of every
+weight, ten times. All go on where they were stopped.
 """
 
 import dataclasses
@@ -33,6 +35,7 @@ from jaxhist.train import Experiment, Run, train
 
 FUSION = "xla_cpu_experimental_ynn_fusion_type"
 VERSION = "0.10.2"
+ROUNDING = 1e-5  # of its norm: what differs by less is the same
 
 
 class Measured(NamedTuple):
@@ -63,27 +66,34 @@ def measured() -> Iterator[Measured]:
                     yield Measured(f"{path.stem}-{key}-{arm}", experiment, config)
 
 
-def run(folder: tyro.conf.Positional[Path], only: str = "") -> None:
+def run(folder: tyro.conf.Positional[Path], only: str = "", nudged: bool = False) -> None:
     """Run what was measured, as this process compiles it.
 
     Args:
       folder: for inputs and figures.
       only: a pattern that the names are to match.
+      nudged: by how much the gradients change with the last bits of the weights, of what has other
+        gradients with the fusion than without it.
     """
     if jax.__version__ != VERSION:
         sys.exit(f"error: this is jax {jax.__version__}; the question is about {VERSION}")
     fused = FUSION not in os.environ.get("XLA_FLAGS", "")
+    if fused and nudged:
+        sys.exit("error: it is nudged without the fusion; set XLA_FLAGS")
+    how = "nudged" if nudged else "fused" if fused else "unfused"
     every = {one.name: one for one in measured()}
     for name, one in every.items():
         here = folder.absolute() / re.sub(r"[^\w-]", "_", name)
-        output = here / ("fused.npz" if fused else "unfused.npz")
+        output = here / f"{how}.npz"
         if output.exists() or not re.search(only, name):
             continue
+        if nudged and _differences(here)["gradients"] <= ROUNDING:
+            continue
         here.mkdir(parents=True, exist_ok=True)
-        tell(f"{name}, {'as it was' if fused else 'without the fusion'}")
+        tell(f"{name}, {how}")
         _begin_with(one, every, here)
         experiment = _built(one, here / "run")[0]
-        figures = _figures(experiment, here / "inputs.npz", fused)
+        figures = _figures(experiment, here, how)
         draft = output.with_suffix(".draft.npz")
         np.savez(draft, **figures)
         draft.rename(output)
@@ -131,8 +141,8 @@ def _begin_with(one: Measured, every: dict[str, Measured], here: Path) -> None:
         train(experiment._replace(**brief), run, identity)
 
 
-def _figures(experiment: Experiment, inputs: Path, fused: bool) -> dict[str, np.ndarray]:
-    """Every array that the programs give, by a name."""
+def _figures(experiment: Experiment, here: Path, how: str) -> dict[str, np.ndarray]:
+    """Every array that the programs give, by a name; nudged, how far the gradients are off."""
     mesh, key = devices.mesh(1), keys(0)
     with jax.set_mesh(mesh):
         layout = devices.layout(mesh, jax.eval_shape(experiment.init, key.init))
@@ -142,25 +152,53 @@ def _figures(experiment: Experiment, inputs: Path, fused: bool) -> dict[str, np.
         update = finite.traced(experiment.step, key.step, mesh, layout, experiment.batch)
         update = update.lower().compile()
         never = devices.place(np.int32(finite.NEVER), devices.whole(mesh))
-        if not fused:
-            with np.load(inputs) as saved:
-                state, batch = _filled(state, saved, "init"), _filled(batch, saved, "batch")
-        before = _flat(state, "step")
-        after, metrics = update(state, batch, never)
-        figures |= _flat(metrics, "metrics")
-        # What comes into the optimizer's memory is the gradient, times a factor.
-        for name, array in _flat(after, "step").items():
-            moved = np.issubdtype(array.dtype, np.floating)
-            figures[name] = np.float32(np.float64(array) - before[name]) if moved else array
-        if fused:
-            np.savez(inputs, **figures | _flat(after, "after"))
+
+        def stepped(state):
+            before = _flat(state, "step")
+            after, metrics = update(state, batch, never)
+            found = _flat(metrics, "metrics")
+            # What comes into the optimizer's memory is the gradient, times a factor.
+            for name, array in _flat(after, "step").items():
+                moved = np.issubdtype(array.dtype, np.floating)
+                found[name] = np.float32(np.float64(array) - before[name]) if moved else array
+            return after, found
+
+        if how == "fused":
+            after, found = stepped(state)
+            figures |= found
+            np.savez(here / "inputs.npz", **figures | _flat(after, "after"))
         else:
-            with np.load(inputs) as saved:
-                after = _filled(after, saved, "after")
+            saved = np.load(here / "inputs.npz")
+            state, batch = _filled(state, saved, "init"), _filled(batch, saved, "batch")
+        if how == "nudged":
+            with np.load(here / "unfused.npz") as unfused:
+                names = [name for name in unfused.files if _part(name) == "gradients"]
+                wanted = {name: unfused[name] for name in names}
+            off = []
+            for seed in range(NUDGES):
+                state = _filled(state, saved, "init")
+                _, found = stepped(state.replace(params=_nudged(state.params, seed)))
+                off.append(max(_apart(found[name], wanted[name]) for name in names))
+            return {"gradients": np.array(off)}
+        if how == "unfused":
+            after, found = stepped(state)
+            figures |= found
+            after = _filled(after, saved, "after")
         for phase in ("evaluate", "test"):
             found = getattr(experiment, phase)(after)
             figures |= _flat({k: v for k, v in found.items() if np.ndim(v) == 0}, phase)
     return figures
+
+
+def _nudged(params: Any, seed: int) -> Any:
+    """Every number one up or down."""
+    rng = np.random.default_rng(seed)
+
+    def nudge(x):
+        towards = np.where(rng.random(x.shape) < 0.5, -np.inf, np.inf).astype(x.dtype)
+        return jax.device_put(np.nextafter(x, towards), x.sharding)
+
+    return jax.tree.map(nudge, params)
 
 
 def _is_key(x: Any) -> bool:
@@ -200,6 +238,8 @@ PARTS = {
     "evaluation": r"evaluate",
     "test": r"test",
 }
+NUDGED = "gradients, nudged"
+NUDGES = 10
 
 
 def compare(
@@ -220,27 +260,41 @@ def compare(
         here = folder / re.sub(r"[^\w-]", "_", one.name)
         if not (here / "unfused.npz").exists():
             sys.exit(f"error: {one.name} has not been run both ways yet; go on with `run`")
-        differences[one.name] = found = dict.fromkeys(PARTS, 0.0)
-        inputs, fused, unfused = (
-            np.load(here / f"{name}.npz") for name in ("inputs", "fused", "unfused")
-        )
-        for name in unfused.files:
-            part = next(part for part, names in PARTS.items() if re.match(names, name))
-            moved = inputs[f"after{name.removeprefix('step')}"] if part == "parameters" else 0.0
-            rounding = np.finfo(np.float32).eps * np.linalg.norm(moved)
-            found[part] = max(found[part], _apart(fused[name], unfused[name], rounding))
+        differences[one.name] = _differences(here)
+        if (here / "nudged.npz").exists():
+            differences[one.name][NUDGED] = float(np.load(here / "nudged.npz")["gradients"].max())
     write_durably(output, json.dumps(differences, indent=1) + "\n")
     kinds = {}  # of runs: by the file of the claim, or the name of the log
     for name, found in differences.items():
         file, *claim = re.split(r"-(?=[A-Z])", name, maxsplit=1)
         kinds.setdefault(f"{file}, claims" if claim else file, []).append(found)
-    tell(f"| | programs | {' | '.join(PARTS)} |\n|---|---|{'---|' * len(PARTS)}")
+    columns = [*PARTS, NUDGED]
+    tell(f"| | programs | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for kind, found in kinds.items():
-        most = [max(each[part] for each in found) for part in PARTS]
-        tell(f"| {kind} | {len(found)} | {' | '.join(f'{x:.0e}' if x else '0' for x in most)} |")
+        most = [max((each[part] for each in found if part in each), default=-1) for part in columns]
+        texts = ["" if x < 0 else f"{x:.0e}" if x else "0" for x in most]
+        tell(f"| {kind} | {len(found)} | {' | '.join(texts)} |")
 
 
-def _apart(a: np.ndarray, b: np.ndarray, rounding: float) -> float:
+def _differences(here: Path) -> dict[str, float]:
+    """With the fusion from without it, by part."""
+    found = dict.fromkeys(PARTS, 0.0)
+    inputs, fused, unfused = (
+        np.load(here / f"{name}.npz") for name in ("inputs", "fused", "unfused")
+    )
+    for name in unfused.files:
+        part = _part(name)
+        moved = inputs[f"after{name.removeprefix('step')}"] if part == "parameters" else 0.0
+        rounding = np.finfo(np.float32).eps * np.linalg.norm(moved)
+        found[part] = max(found[part], _apart(fused[name], unfused[name], rounding))
+    return found
+
+
+def _part(name: str) -> str:
+    return next(part for part, names in PARTS.items() if re.match(names, name))
+
+
+def _apart(a: np.ndarray, b: np.ndarray, rounding: float = 0.0) -> float:
     """The norm of the difference beyond rounding, over that of `b`; 0 where both are the same, and
     infinite where one alone is not a number."""
     if np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
