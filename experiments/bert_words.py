@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from experiments import bert_tuning
-from jaxhist import UserError, devices, evaluate, losses, tell
+from jaxhist import UserError, devices, evaluate, losses, tell, warn
 from jaxhist.algorithm import Batch, State
 from jaxhist.data import text, wordpiece
 from jaxhist.data.masked import Corpus
@@ -88,6 +88,8 @@ def fill(config: Any, run: Run, state: State, sentence: tyro.conf.Positional[str
         raise UserError("there is nothing to guess: write [MASK] in the place of a word")
     if not 1 <= top <= config.vocabulary or tokens.size > POSITIONS:
         raise UserError(f"there are no {top} guesses, or more than {POSITIONS} tokens")
+    if tokens.size > config.length:
+        warn(f"the sentence has {tokens.size} tokens; the network knows rows of {config.length}")
     model = PreTraining(**bert_tuning.network(config))
     apply = jax.jit(lambda *inputs: model.apply({"params": state.params}, *inputs, train=False))
     position = places[None] - config.left_to_right  # left to right, from the word before

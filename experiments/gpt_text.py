@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 from tokenizers.decoders import DecodeStream
 
-from jaxhist import UserError, decode, devices, evaluate, losses, packed, shots
+from jaxhist import UserError, decode, devices, evaluate, losses, packed, shots, warn
 from jaxhist.algorithm import Batch, Key, State
 from jaxhist.data import documents, text
 from jaxhist.data.language import Corpus
@@ -113,8 +113,7 @@ def completions(
     written, room, cache = [*prompt], 0, None
     while True:
         if room:
-            token = jnp.int32(written[-1])
-            logits, cache = read(variables, cache, token, length - room)
+            logits, cache = read(variables, cache, jnp.int32(written[-1]), length - room)
             room -= 1
         else:
             kept = written if len(written) < length else written[-max(length // 2, 1) :]
@@ -170,10 +169,11 @@ def command(language_model_of: Callable[[Any, Run], LanguageModel]) -> Callable:
         model, corpus = language_model_of(config, run)
         vocabulary = corpus.vocabulary()
         begun = vocabulary.encode(prompt).ids or [packed.EOS]
+        if len(begun) >= config.length:
+            warn(f"the text has {len(begun)} tokens; the last {config.length // 2} are read")
         pieces, key = DecodeStream(begun, skip_special_tokens=False), jax.random.key(seed)
         print(prompt, end="", flush=True)
-        stream = completions(model, state.params, begun, adjust, key)
-        for token in itertools.islice(stream, tokens):
+        for token in itertools.islice(completions(model, state.params, begun, adjust, key), tokens):
             print(pieces.step(vocabulary, token) or "", end="", flush=True)
         print()
 

@@ -209,6 +209,9 @@ def test_every_mask_is_filled(pretrained, monkeypatch, capsys):
     for lines in (first, second):
         chances = [float(line.split()[0]) for line in lines]
         assert len(lines) == 3 and chances == sorted(chances)[::-1] and 0 < sum(chances) <= 1
+    assert fill(monkeypatch, pretrained / "words-seed0", "[MASK]" + "!" * TINY.length) == 0
+    told = f"the sentence has {TINY.length + 3} tokens; the network knows rows of {TINY.length}"
+    assert capsys.readouterr().err == f"warning: {told}\n"
 
 
 @pytest.mark.parametrize(

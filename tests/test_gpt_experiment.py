@@ -130,6 +130,9 @@ def test_complete_goes_on_with_a_text(trained, capsys):
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != said[2] and all(one.startswith("ab\nb") for one in said)
     assert len(said[0]) > 6
+    assert complete(run, "ab" * TINY.length, "--tokens", 1) == 0
+    told = f"the text has {2 * TINY.length} tokens; the last {TINY.length // 2} are read"
+    assert capsys.readouterr().err == f"warning: {told}\n"
     assert complete(run, "a", "--temperature", 0) == 1
     out, error = capsys.readouterr()
     assert out == "" and error.startswith("error: a temperature is above 0")

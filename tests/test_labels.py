@@ -1,5 +1,6 @@
 """Examples without a label, and with one of no class."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -118,6 +119,33 @@ def test_every_loader_knows_what_has_no_label(load, held_out, data_sets, capsys)
         "warning: 1 of 41 examples of tiny/1.0.0 train have no label and are left out",
         "warning: tiny/1.0.0 has no labels in its split test: validation is for the test",
     ]
+
+
+def test_texts_that_are_cut_are_counted(data_sets, capsys):
+    """A row of 12 has room for ten, and the marks that begin and end it."""
+    features = {"text": tfds.features.Text(), "label": LABEL}
+    long = [{"text": "is it, " * 20, "label": i % 2} for i in range(5)]
+    short = [{"text": "is it", "label": i % 2} for i in range(15)]
+    sets.write(data_sets, "tiny", features, train=long + short, test=short)
+    tokenizer = text.byte_pairs(["is it, is it"], 300)
+    count = lambda examples: sum(len(tokenizer.encode(e["text"]).ids) for e in examples)
+    make = lambda length: sentences.from_tfds(
+        "tiny", lambda: tokenizer, ("[PAD]", "[EOS]"), 0, 4, length, 0, devices.mesh(1)
+    )
+    for part in ("train", "test"):
+        next(make(12).held_out(part))
+    next(make(200).held_out("train"))
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    (line,) = told
+    found = re.fullmatch(
+        r"warning: (\d+) of 18 texts of tiny train are longer than a row of 12 tokens and cut: "
+        r"(\d+\.\d)% of all tokens are lost",
+        line,
+    )
+    cut = int(found[1])  # of the training, without what was held out of it
+    each = count(long[:1])
+    whole = cut * each + (18 - cut) * count(short[:1])
+    assert cut >= 4 and found[2] == f"{100 * cut * (each - 10) / whole:.1f}"
 
 
 @pytest.mark.parametrize("label, says", [(-1, "has no label"), (2, "has the label 2, but there")])

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from jaxhist import UserError
+from jaxhist import UserError, warn
 from jaxhist.algorithm import Batch, State
 from jaxhist.data import batches, labels, prepared, text
 from jaxhist.data.labels import Split, split_off
@@ -75,7 +75,9 @@ def from_tfds(
         read = load()[part]
         pieces = [text.ids(tokenizer(), read[name]) for name in texts]
         begin, end = map(tokenizer().token_to_id, marks)
-        both = [row(parts, length, begin, end) for parts in zip(*pieces, strict=True)]
+        together = list(zip(*pieces, strict=True))
+        _tell_what_is_lost(f"{name} {part}", together, length)
+        both = [row(parts, length, begin, end) for parts in together]
         tokens, segment = (np.stack(arrays) for arrays in zip(*both, strict=True))
         return {"tokens": tokens, "segment": segment, "label": read["label"]}
 
@@ -87,6 +89,18 @@ def from_tfds(
         lambda part: batches.slices(rows(part)),
         lambda: [one for name in texts for one in load()["train"][name]],
     )
+
+
+def _tell_what_is_lost(split: str, texts: Sequence[Sequence[list[int]]], length: int):
+    """One line, where a text or a pair of texts is longer than a row."""
+    tokens = [sum(map(len, parts)) for parts in texts]
+    room = length - 1 - len(texts[0])
+    lost = [count - room for count in tokens if count > room]
+    if lost:
+        warn(
+            f"{len(lost):,} of {len(texts):,} texts of {split} are longer than a row of {length} "
+            f"tokens and cut: {sum(lost) / sum(tokens):.1%} of all tokens are lost"
+        )
 
 
 def row(
