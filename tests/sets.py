@@ -6,13 +6,14 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 
-def write(folder, name, features, **splits):
+def write(folder, name, features, shards=1, **splits):
     """Write a data set into a folder for TFDS_DATA_DIR.
 
     Args:
       folder: made if it is not there.
       name: such as "tiny".
       features: TFDS's, by name.
+      shards: files of each split.
       splits: lists of examples, as dictionaries of features.
     """
 
@@ -29,9 +30,9 @@ def write(folder, name, features, **splits):
             raise NotImplementedError
 
     Tiny.name = name
-    Tiny(data_dir=folder, file_format="array_record").download_and_prepare(
-        file_format="array_record"
-    )
+    builder = Tiny(data_dir=folder, file_format="array_record")
+    options = tfds.download.DownloadConfig(num_shards=shards)
+    builder.download_and_prepare(file_format="array_record", download_config=options)
 
 
 def file(pixels, form="PNG", **options):

@@ -1,7 +1,11 @@
 """TFDS data sets as they lie prepared on this machine, read at random and without TensorFlow."""
 
+import bisect
+import functools
 import hashlib
+import itertools
 import os
+import resource
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,10 +13,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath
+from etils import epath, epy
 
 from jaxhist import UserError
 from jaxhist.files import failing_in_one_line
+
+with epy.lazy_imports():
+    from array_record.python import array_record_data_source
+
+FILES = 2048  # that a process wants to have open at a time
 
 
 def labelled_images(name: str) -> tfds.core.DatasetBuilder:
@@ -94,13 +103,47 @@ def examples(
             f"it has {', '.join(builder.info.splits)}"
         )
     try:
-        return builder.as_data_source(split, decoders=decoders)
+        source = builder.as_data_source(split, decoders=decoders)
+        source.data_source = _Records(builder, split)
+        return source
     except NotImplementedError as error:  # of another file format than ArrayRecord
         raise UserError(
             f"data set {builder.info.full_name!r} is stored as {builder.info.file_format.name}, "
             "which cannot be read at random; prepare it again: "
             f"python -m jaxhist.data.prepare {builder.name}"
         ) from error
+
+
+class _Records:
+    """The records of a split. TFDS's own keeps the file of every shard open, and ImageNet has as
+    many shards as a process may have files, 1,024."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self._shards = builder.info.splits[split].file_instructions
+        self._ends = list(itertools.accumulate(shard.take for shard in self._shards))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> bytes:
+        place = bisect.bisect_right(self._ends, index)
+        shard = self._shards[place]
+        return _reader()(shard)[index - self._ends[place] + shard.take]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[bytes]:
+        return [self[index] for index in indices]
+
+
+@functools.cache
+def _reader() -> Callable:
+    """shard -> its records. Half of the files that this process may have are kept open; the one
+    that was not used for the longest time is closed as soon as no thread reads from it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    opened = lambda shard: array_record_data_source.ArrayRecordDataSource([shard])
+    return functools.lru_cache(maxsize=most // 2)(opened)
 
 
 def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
