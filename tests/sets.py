@@ -21,7 +21,8 @@ def write(folder, name, features, shards=1, **splits):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            found = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=found)
 
         def _split_generators(self, dl_manager):
             return {split: enumerate(examples) for split, examples in splits.items()}
