@@ -223,7 +223,6 @@ def main():
         "machine": {
             **devices.machine(devices.mesh(1)),
             **{name: version(name) for name in ("torch", "minatar", "gymnax")},
-            "cores": os.cpu_count(),
             "load_average_before": round(load, 2),
         },
     }

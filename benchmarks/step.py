@@ -132,7 +132,6 @@ def main(name: str, build: Callable, presets: dict, twins: dict[str, Callable[[]
         "machine": {
             **devices.machine(devices.mesh(1)),
             "torch": version("torch"),
-            "cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
             "load_average_before": round(load, 2),
         },

@@ -101,8 +101,9 @@ def run(folder: tyro.conf.Positional[Path], only: str = "", nudged: bool = False
 
 
 def _built(one: Measured, workdir: Path) -> tuple[Experiment, dict[str, Any]]:
-    """And its whole configuration. The script is the one whose configuration has these fields, and
-    the fewest that are younger: a claim also compares with the networks of other scripts."""
+    """The experiment and its whole configuration, by the script whose configuration has these
+    fields, and the fewest that are younger: a claim also compares with networks of other scripts.
+    """
     names = [one.experiment, *sorted(path.stem for path in Path("experiments").glob("*.py"))]
     scripts = [importlib.import_module(f"experiments.{name}") for name in names]
     known = [
@@ -258,8 +259,6 @@ def compare(
     differences = {}
     for one in measured():
         here = folder / re.sub(r"[^\w-]", "_", one.name)
-        if not (here / "unfused.npz").exists():
-            sys.exit(f"error: {one.name} has not been run both ways yet; go on with `run`")
         differences[one.name] = _differences(here)
         if (here / "nudged.npz").exists():
             differences[one.name][NUDGED] = float(np.load(here / "nudged.npz")["gradients"].max())
@@ -278,6 +277,8 @@ def compare(
 
 def _differences(here: Path) -> dict[str, float]:
     """With the fusion from without it, by part."""
+    if not (here / "unfused.npz").exists():
+        sys.exit(f"error: {here.name} has not been run both ways yet; go on with `run`")
     found = dict.fromkeys(PARTS, 0.0)
     inputs, fused, unfused = (
         np.load(here / f"{name}.npz") for name in ("inputs", "fused", "unfused")

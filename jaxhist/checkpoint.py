@@ -59,7 +59,7 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike):
         self.folder = epath.Path(workdir).absolute() / "checkpoints"  # Orbax wants it absolute
         self._exit = contextlib.ExitStack()
-        self._path = self._exit.enter_context(_plain(self.folder))
+        self._path = self._exit.enter_context(_plain(self.folder))  # the folder, for Orbax
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._worker = ThreadPoolExecutor(1)
         self._pending: Future | None = None

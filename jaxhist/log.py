@@ -105,7 +105,7 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
         os.close(handle)
 
 
-def elsewhere(workdir: epath.PathLike, starts: list[dict], here: dict) -> str:
+def changed(workdir: epath.PathLike, starts: list[dict], here: dict) -> str:
     """What differs from where a run was trained before, and its bits depend on; "" if nothing.
 
     Args:

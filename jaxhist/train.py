@@ -87,7 +87,7 @@ def train(
         home = stack.enter_context(processes.home(workdir))
         starts = stack.enter_context(log.claim(home, identity))
         here = {**devices.machine(mesh), "arithmetic": devices.arithmetic()}
-        if (differing := log.elsewhere(workdir, starts, here)) and processes.first():
+        if (differing := log.changed(workdir, starts, here)) and processes.first():
             warn(f"{workdir} was trained elsewhere ({differing}); its bits may be others from now")
 
         # 2. The newest whole checkpoint, or a new state.

@@ -25,10 +25,10 @@ def write(folder, name, features, shards=1, **splits):
             return tfds.core.DatasetInfo(builder=self, features=found)
 
         def _split_generators(self, dl_manager):
-            return {split: enumerate(examples) for split, examples in splits.items()}
+            return {name: self._generate_examples(examples) for name, examples in splits.items()}
 
-        def _generate_examples(self):
-            raise NotImplementedError
+        def _generate_examples(self, examples):
+            return enumerate(examples)
 
     Tiny.name = name
     builder = Tiny(data_dir=folder, file_format="array_record")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import sets
 import tensorflow_datasets as tfds
 from conftest import needs
 
@@ -117,12 +118,26 @@ def test_other_pictures_of_the_same_name_and_size_have_another_checksum(tmp_path
 
 
 @pytest.mark.parametrize("name", ["cifar10", "no_such_set"])
-def test_a_set_that_is_not_there(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    message = rf"'{name}' is not in {tmp_path}; .*python -m jaxhist.data.prepare {name}"
+def test_a_set_that_is_not_there(name, data_sets):
+    message = rf"'{name}' is not in {data_sets}; .*python -m jaxhist.data.prepare {name}"
     with pytest.raises(UserError, match=message):
         images.from_tfds(name, 10).load()
+
+
+def test_a_folder_that_tfds_takes_for_a_pattern(tmp_path, monkeypatch):
+    label = tfds.features.ClassLabel(num_classes=2)
+    sets.write(
+        tmp_path / "[1]",
+        "tiny",
+        {"text": tfds.features.Text(), "label": label},
+        train=[{"text": "", "label": 0}],
+    )
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path / "[1]"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "[1]"))
+    with pytest.raises(
+        UserError, match=r"TFDS takes the \[ in .* for a pattern; set TFDS_DATA_DIR"
+    ):
+        prepared.labelled_texts("tiny")
 
 
 def test_reduced_keeps_a_share_of_each_label_and_averages_squares():

@@ -151,10 +151,8 @@ def test_a_damaged_photograph_is_named(jpeg):
 
 
 @pytest.mark.parametrize("name", ["imagenet2012", "no_such_set"])
-def test_a_set_that_is_not_there(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    message = rf"'{name}' is not in {tmp_path}; .*python -m jaxhist.data.prepare {name}"
+def test_a_set_that_is_not_there(name, data_sets):
+    message = rf"'{name}' is not in {data_sets}; .*python -m jaxhist.data.prepare {name}"
     with pytest.raises(UserError, match=message):
         photographs.from_tfds(name).load("train")
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import sets
-from PIL import Image
+import tensorflow_datasets as tfds
+from PIL import Image, PngImagePlugin
 
+from jaxhist import UserError
 from jaxhist.data import images, photographs, pictures
 
 SIDE = 256
@@ -82,3 +84,37 @@ def test_images_are_what_they_are(kind):
         assert np.abs(got - want).mean() < 2 and got.shape == want.shape
         if "JPEG" not in kind and kind != "for print":
             np.testing.assert_array_equal(got, want)
+
+
+def test_as_many_channels_as_a_set_has():
+    stored = sets.file(opaque(*np.moveaxis(COLOURS, -1, 0))).getvalue()
+    channels = lambda count: np.asarray(pictures.decoded(pictures.opened(stored), count))
+    np.testing.assert_array_equal(channels(4), opaque(*np.moveaxis(COLOURS, -1, 0)))
+    assert channels(1).shape == (SIDE, SIDE) and (channels(1)[CLEAR] == 255).all()
+
+
+def with_text():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 2**21, zip=True)
+    return sets.file(COLOURS, pnginfo=text)
+
+
+@pytest.mark.parametrize(
+    "stored, says",
+    [
+        (sets.file(GREY.astype(np.float32), "TIFF"), "its pixels are neither of 8 nor of 16 bits"),
+        (sets.file(COLOURS[1:]), "it is 255 x 256 and not 256 x 256"),
+        (with_text(), "Decompressed data too large for PngImagePlugin"),
+        (sets.file(Image.new("1", (20_000, 10_000))), "could be decompression bomb"),
+    ],
+    ids=["float", "another size", "text", "200 megapixels"],
+)
+def test_an_image_that_cannot_be_used_is_named(stored, says, data_sets):
+    image = tfds.features.Image(shape=(SIDE, SIDE, 3))
+    features = {"image": image, "label": tfds.features.ClassLabel(num_classes=2)}
+    examples = [{"image": stored, "label": 0}]
+    sets.write(data_sets, "tiny", features, train=examples, test=examples)
+    said = f"the image of tiny/1.0.0 train 0 cannot be used: .*{says}.*; leave it out"
+    with pytest.raises(UserError, match=said) as raised:
+        images.from_tfds("tiny", 1).load()
+    assert "\n" not in str(raised.value)

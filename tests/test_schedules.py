@@ -1,6 +1,8 @@
 """The learning rate of every preset, at any step."""
 
+import importlib
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -8,27 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import (
-    adam,
-    alexnet,
-    attention,
-    bert,
-    dqn,
-    gan,
-    googlenet,
-    gpt,
-    identity_mappings,
-    regression,
-    resnet,
-    seq2seq,
-    simclr,
-    transformer,
-)
 from jaxhist.data import prepared
 from jaxhist.train import Run
 
-SCRIPTS = [adam, alexnet, attention, bert, dqn, gan, googlenet, gpt, identity_mappings]
-SCRIPTS += [regression, resnet, seq2seq, simclr, transformer]
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+SCRIPTS = [
+    path.stem for path in sorted(EXPERIMENTS.glob("*.py")) if "main(build" in path.read_text()
+]
 
 
 @pytest.fixture
@@ -49,12 +37,13 @@ def rates(monkeypatch):
     return rates
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__.split(".")[1])
-def test_no_rate_is_below_zero_or_above_its_peak(script, rates, monkeypatch):
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_rate_is_below_zero_or_above_its_peak(name, rates, monkeypatch):
     """From the first step to ten times as many as there are."""
+    script = importlib.import_module(f"experiments.{name}")
     classes = SimpleNamespace(num_classes=2, names=["no", "yes"])
     described = SimpleNamespace(info=SimpleNamespace(features={"label": classes})), ["sentence"]
-    monkeypatch.setattr(prepared, "labelled_texts", lambda name: described)
+    monkeypatch.setattr(prepared, "labelled_texts", lambda data: described)
     for preset, config in script.PRESETS.items():
         rates.clear()
         experiment = script.build(config, Run())
@@ -70,5 +59,5 @@ def test_no_rate_is_below_zero_or_above_its_peak(script, rates, monkeypatch):
             at = np.asarray(jax.vmap(rate)(np.int32(steps)))
             peak = at[steps <= length].max()
             assert peak > 0 and at.min() >= 0 and at.max() <= peak, preset
-            if hasattr(config, "rate") and script is not transformer:
+            if hasattr(config, "rate") and name != "transformer":
                 assert peak <= config.rate * (1 + 1e-6), preset

@@ -184,7 +184,7 @@ def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
 def _of_shape(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     width, height = pictures.size(image)
     if (height, width) != shape[:2]:
-        raise ValueError(f"it is {height} x {width}, and those of this set are {shape[:2]}")
+        raise ValueError(f"it is {height} x {width} and not {shape[0]} x {shape[1]}")
     return np.asarray(pictures.decoded(image, shape[2])).reshape(shape)
 
 

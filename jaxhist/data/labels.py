@@ -62,14 +62,16 @@ def splits(
         for i in np.flatnonzero((label != NONE) & ((label < 0) | (label >= classes))):
             known(label[i], classes, f"example {i} of {name} {split}")
         missing = int(np.sum(label == NONE))
-        if 0 < missing < len(label):
+        if not missing:
+            return found
+        if missing < len(label):
             some = f"{missing:,} of {len(label):,} examples"
             warn(f"{some} of {name} {split} have no label and are left out")
         return {key: array[label != NONE] for key, array in found.items()}
 
     has = lambda split: split in there and len(labelled(split)["label"]) > 0
     parts = {"train": labelled("train")}
-    tested = "validation" if has("validation") and not has("test") else "test"
+    tested = "validation" if not has("test") and has("validation") else "test"
     parts["test"] = labelled(tested)
     for split, part in zip(("train", tested), parts.values(), strict=True):
         if not len(part["label"]):

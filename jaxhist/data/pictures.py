@@ -56,7 +56,8 @@ def decoded(image: Image.Image, channels: int = 3, least: tuple[int, int] = (0, 
     """
     if least != (0, 0):
         image.draft(None, least[::-1] if _lies(image) else least)
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)  # else all are copied
     if image.mode.startswith(("I", "F")):
         image = _of_16_bits(image)
     mode = MODES[channels]

@@ -136,8 +136,9 @@ class _Records:
 
 @functools.cache
 def _reader() -> Callable:
-    """shard -> its records. Half of the files that this process may have are kept open; the one
-    that was not used for the longest time is closed as soon as no thread reads from it."""
+    """shard -> its records. This process is allowed as many files as it wants and the system lets
+    it have, and half of them are kept open; the one that was not used for the longest time is
+    closed as soon as no thread reads from it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -37,7 +37,7 @@ def from_tfds(
     seed: int,
     mesh: Mesh,
 ) -> Sentences:
-    """A data set with one text or two, and a label.
+    """A data set with one text or two, and a label, and the splits that `labels.splits` wants.
 
     Args:
       name: such as "glue/cola" or "glue/mrpc".
