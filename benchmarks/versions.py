@@ -11,7 +11,8 @@ first batch, one step, and an evaluation and the test of the state after it.
 
 The first run keeps the inputs in FOLDER, the others take them from there. The third one says what
 rounding alone does where the first two differ: it is the second one with another last bit of every
-weight, ten times. All go on where they were stopped.
+weight, ten times. All go on where they were stopped, and what results/versions.json has is not run
+again.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ from jaxhist.train import Experiment, Run, train
 FUSION = "xla_cpu_experimental_ynn_fusion_type"
 VERSION = "0.10.2"
 ROUNDING = 1e-5  # of its norm: what differs by less is the same
+DIFFERENCES = Path("results/versions.json")  # by what was measured, and part
 
 
 class Measured(NamedTuple):
@@ -85,9 +87,11 @@ def run(folder: tyro.conf.Positional[Path], only: str = "", nudged: bool = False
     for name, one in every.items():
         here = folder.absolute() / re.sub(r"[^\w-]", "_", name)
         output = here / f"{how}.npz"
-        if output.exists() or not re.search(only, name):
+        if output.exists() or name in _known() or not re.search(only, name):
             continue
-        if nudged and _differences(here)["gradients"] <= ROUNDING:
+        if not fused and not (here / "fused.npz").exists():
+            continue
+        if nudged and not _moved(here):
             continue
         here.mkdir(parents=True, exist_ok=True)
         tell(f"{name}, {how}")
@@ -243,9 +247,11 @@ NUDGED = "gradients, nudged"
 NUDGES = 10
 
 
-def compare(
-    folder: tyro.conf.Positional[Path], output: Path = Path("results/versions.json")
-) -> None:
+def _known() -> dict[str, dict[str, float]]:
+    return json.loads(DIFFERENCES.read_text()) if DIFFERENCES.exists() else {}
+
+
+def compare(folder: tyro.conf.Positional[Path]) -> None:
     """Write down by how much the figures differ with and without the fusion, and print a table.
 
     The difference of an array is the norm of what differs over the norm of the array; that of a
@@ -254,15 +260,17 @@ def compare(
 
     Args:
       folder: of the runs.
-      output: for the differences, by what was measured and part.
     """
-    differences = {}
+    differences, missing = _known(), 0
     for one in measured():
         here = folder / re.sub(r"[^\w-]", "_", one.name)
-        differences[one.name] = _differences(here)
         if (here / "nudged.npz").exists():
-            differences[one.name][NUDGED] = float(np.load(here / "nudged.npz")["gradients"].max())
-    write_durably(output, json.dumps(differences, indent=1) + "\n")
+            most = float(np.load(here / "nudged.npz")["gradients"].max())
+            differences[one.name] = _differences(here) | {NUDGED: most}
+        elif (here / "unfused.npz").exists() and not _moved(here):
+            differences[one.name] = _differences(here)
+        missing += one.name not in differences
+    write_durably(DIFFERENCES, json.dumps(differences, indent=1) + "\n")
     kinds = {}  # of runs: by the file of the claim, or the name of the log
     for name, found in differences.items():
         file, *claim = re.split(r"-(?=[A-Z])", name, maxsplit=1)
@@ -273,12 +281,16 @@ def compare(
         most = [max((each[part] for each in found if part in each), default=-1) for part in columns]
         texts = ["" if x < 0 else f"{x:.0e}" if x else "0" for x in most]
         tell(f"| {kind} | {len(found)} | {' | '.join(texts)} |")
+    tell(f"{missing} programs are missing")
+
+
+def _moved(here: Path) -> bool:
+    """Whether the fusion changes the gradients, as far as that has been run."""
+    return (here / "unfused.npz").exists() and _differences(here)["gradients"] > ROUNDING
 
 
 def _differences(here: Path) -> dict[str, float]:
     """With the fusion from without it, by part."""
-    if not (here / "unfused.npz").exists():
-        sys.exit(f"error: {here.name} has not been run both ways yet; go on with `run`")
     found = dict.fromkeys(PARTS, 0.0)
     inputs, fused, unfused = (
         np.load(here / f"{name}.npz") for name in ("inputs", "fused", "unfused")
