@@ -30,6 +30,7 @@ from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import play
 from jaxhist.models import dqn
+from jaxhist.stopping import check
 from jaxhist.train import Experiment, Run
 
 with epy.lazy_imports():  # they take a second
@@ -122,6 +123,7 @@ def build(config: Config | Atari, run: Run) -> Experiment:
 
     def measure(state: State, games: int):
         values = learned(state, jax.random.fold_in(key.draw, games))
+        check()
         return {
             "score": float(values.mean()),
             "standard error": float(values.std(ddof=1) / len(values) ** 0.5),

@@ -16,6 +16,7 @@ from etils import epy
 from jaxhist import evaluate, plots
 from jaxhist.data.batches import slices
 from jaxhist.data.images import Images, scaled
+from jaxhist.stopping import between
 
 with epy.lazy_imports():  # they take a second
     from scipy import spatial
@@ -82,7 +83,7 @@ class Judge:
         train = self.rows["train"]
         classifier = neural_network.MLPClassifier((128, 64), random_state=0)
         classes = range(self.source.classes)
-        for _ in range(-(-SEEN // len(train["label"]))):  # epochs
+        for _ in between(range(-(-SEEN // len(train["label"])))):  # epochs
             classifier.partial_fit(train["input"], train["label"], classes=classes)
         return classifier
 
@@ -96,7 +97,7 @@ class Judge:
     def samples(self, generate: Generate) -> np.ndarray:
         """[N, D], always of the same noise."""
         noise = np.asarray(self.draw(jax.random.key(0), self.count))
-        return np.concatenate([*map(generate, slices(noise))]).reshape(self.count, -1)
+        return np.concatenate([*map(generate, between(slices(noise)))]).reshape(self.count, -1)
 
     def gaussian(self) -> np.ndarray:
         """Samples [N, D] of a Gaussian with the mean and the covariance of the training images."""

@@ -2,6 +2,7 @@
 
     WORKDIR/checkpoints/STEP/            what Orbax wrote
     WORKDIR/checkpoints/STEP/SHA256SUMS  written last: a checkpoint without it was never finished
+    WORKDIR/checkpoints/STEP.again/      becomes STEP in its place: a step that is saved once more
 
 Orbax makes a save atomic, but does not notice a byte that changed later. So every file's SHA-256 is
 compared before a checkpoint is restored (by hand: `cd STEP && sha256sum -c SHA256SUMS`).
@@ -28,6 +29,7 @@ from jaxhist.algorithm import Key, State, keys
 from jaxhist.files import write_durably
 
 SUMS = "SHA256SUMS"
+AGAIN, REPLACED = ".again", ".replaced"
 
 # Every error of Orbax is raised again in `wait`; its log adds a screenful of tracebacks to each.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -43,14 +45,17 @@ class Progress(NamedTuple):
     best: float = -np.inf  # the best score so far
     best_step: int = -1  # the last step that had it; -1: no score yet
     since: int = 0  # evaluations since it was first reached
+    due: bool = False  # whether the evaluation of this step has been put off
 
-    def after(self, step: int, score: float) -> "Progress":
-        """Progress after one more evaluation. Neither a tie nor a NaN is an improvement; of equal
-        states the later one is kept, which has learned longer."""
+    def after(self, step: int, score: float | None) -> "Progress":
+        """Progress after one more evaluation, None if it gave no score. Neither a tie nor a NaN is
+        an improvement; of equal states the later one is kept, which has learned longer."""
+        if score is None:
+            return self._replace(due=False)
         if score > self.best:
             return Progress(score, step, 0)
         best_step = step if score == self.best else self.best_step
-        return self._replace(best_step=best_step, since=self.since + 1)
+        return Progress(self.best, best_step, self.since + 1)
 
 
 class Checkpoints:
@@ -80,19 +85,24 @@ class Checkpoints:
         self._saving = step
         self._check_space(state)
         saved = {"state": state, "progress": jax.tree.map(np.asarray, progress._asdict())}
+        name = f"{step}{AGAIN}" if (self.folder / str(step)).exists() else str(step)
         with self._failing_in_one_line():
-            self._orbax.save(self._path / str(step), args=ocp.args.StandardSave(saved))
-        self._pending = self._worker.submit(self._finish, step, progress.best_step)
+            self._orbax.save(self._path / name, args=ocp.args.StandardSave(saved))
+        self._pending = self._worker.submit(self._finish, name, step, progress.best_step)
 
-    def _finish(self, step: int, best: int):
+    def _finish(self, name: str, step: int, best: int):
         self._orbax.wait_until_finished()
         malloc.give_back()  # the copy of the state, and the buffers it was written through
         if not processes.first():
             return
-        folder = self.folder / str(step)
-        draft = self.folder / f"{step}.{SUMS}"
-        write_durably(draft, _sums(folder))
-        draft.rename(folder / SUMS)
+        draft = self.folder / f"{name}.{SUMS}"
+        write_durably(draft, _sums(self.folder / name))
+        draft.rename(self.folder / name / SUMS)
+        if name.endswith(AGAIN):
+            replaced = self.folder / f"{step}{REPLACED}"
+            (self.folder / str(step)).rename(replaced)
+            (self.folder / name).rename(self.folder / str(step))
+            replaced.rmtree()
         # The newest, the one before it, and the best as of either: should the newest be damaged,
         # the run goes on from the other and still finds its best.
         newest = {step, best} - {-1}
@@ -150,12 +160,14 @@ class Checkpoints:
           UserError: there are checkpoints, and all are damaged.
         """
         damaged = {}
-        for step in self.steps():
+        while left := [step for step in self.steps() if step not in damaged]:
+            step, *_ = left
             if not (damage := self.damage(step)):
                 for bad, what in damaged.items():
                     warn(f"checkpoint {self.folder / str(bad)} is damaged ({what}); using {step}")
                 return step
-            damaged[step] = damage
+            if step in self.steps():  # whoever trains here has not removed it meanwhile
+                damaged[step] = damage
         if damaged:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged (the newest: "
@@ -167,12 +179,20 @@ class Checkpoints:
         """As `newest`, in every process the same. And what cannot be used is out of the way."""
 
         def find() -> int:
+            self._put_back()
             newest = self.newest()
             self.clean(newest)
             return -1 if newest is None else newest
 
         newest = processes.from_first(find)
         return None if newest == -1 else newest
+
+    def _put_back(self):
+        """The checkpoint that was about to be replaced when the run was killed."""
+        for path in self.folder.iterdir() if self.folder.exists() else ():
+            step = self.folder / path.name.removesuffix(REPLACED)
+            if path != step and not step.exists():
+                path.rename(step)
 
     def clean(self, newest: int | None):
         """Remove what a kill left unfinished, and set aside what is newer than the newest whole
@@ -182,7 +202,7 @@ class Checkpoints:
         for path in self.folder.iterdir():
             if path.name.endswith(SUMS):
                 path.unlink()
-            elif "orbax-checkpoint-tmp" in path.name:
+            elif "orbax-checkpoint-tmp" in path.name or path.suffix in (AGAIN, REPLACED):
                 path.rmtree()
             elif path.name.isdigit() and not (path / SUMS).exists():
                 warn(f"checkpoint {path} was not finished; removing it")
@@ -217,9 +237,11 @@ class Checkpoints:
           UserError: it holds a state of another shape.
         """
         folder = self.folder / str(step)
-        target = {"state": like, "progress": jax.tree.map(np.asarray, Progress()._asdict())}
-        metadata = self._orbax.metadata(self._path / str(step)).item_metadata
-        there, here = _shapes(metadata.tree), _shapes(target)
+        tree = self._orbax.metadata(self._path / str(step)).item_metadata.tree
+        fields = Progress()._asdict()
+        fields = {name: np.asarray(fields[name]) for name in fields if name in tree["progress"]}
+        target = {"state": like, "progress": fields}  # older runs have fewer of them
+        there, here = _shapes(tree), _shapes(target)
         if there != here:
             name = sorted(dict(there.items() ^ here.items()))[0]
             raise UserError(
@@ -281,7 +303,8 @@ def finished(workdir: epath.PathLike) -> list[int]:
 
 
 def tested(workdir: epath.PathLike, init: Callable[[Key], State]) -> State:
-    """The state that a run's test measures: the best where there is a score, else the last.
+    """The state that a run's test measures: the best where there is a score, else the last. The run
+    may go on meanwhile.
 
     Args:
       workdir: of the run.
@@ -291,12 +314,19 @@ def tested(workdir: epath.PathLike, init: Callable[[Key], State]) -> State:
       UserError: there is no checkpoint yet.
     """
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        newest = checkpoints.newest()
-        if newest is None:
-            raise UserError(f"no checkpoint in {workdir} yet")
         layout = devices.layout(devices.mesh(), jax.eval_shape(init, keys(0).init))
-        state, progress = checkpoints.restore(newest, layout)
-        return checkpoints.best(state, progress, layout)
+        while (newest := checkpoints.newest()) is not None:
+            try:
+                state, progress = checkpoints.restore(newest, layout)
+                found = checkpoints.best(state, progress, layout)
+            except Exception:  # of many kinds, where files go while they are read
+                if newest in checkpoints.steps():
+                    raise
+                continue
+            right = progress.best_step in (-1, int(found.step))
+            if right or newest in checkpoints.steps():
+                return found
+        raise UserError(f"no checkpoint in {workdir} yet")
 
 
 def _shapes(tree) -> dict[str, tuple]:

@@ -29,6 +29,7 @@ from jaxhist import UserError, devices, log, tell
 from jaxhist.algorithm import State
 from jaxhist.checkpoint import tested
 from jaxhist.files import failing_in_one_line, write_durably
+from jaxhist.stopping import asking
 from jaxhist.train import Experiment, Run, train
 
 with epy.lazy_imports():  # they take a second
@@ -132,9 +133,10 @@ def check(
                     workdir = f"{options.workdir}/{arm}-seed{seed}"
                     run = Run(workdir=workdir, seed=seed, log_every=claim.log_every)
                     trained[arm].append(_train(name, build, config, run, interrupted))
-            result = _inequalities(claim, trained)
-            figure = Figure(layout="constrained", dpi=110)
-            claim.picture(trained, figure)
+            with asking(interrupted):
+                result = _inequalities(claim, trained)
+                figure = Figure(layout="constrained", dpi=110)
+                claim.picture(trained, figure)
             with failing_in_one_line(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 with (folder / f"{name}-{key}.png").open("wb") as file:

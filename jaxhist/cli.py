@@ -33,7 +33,8 @@ from jaxhist import UserError, claims, devices, flops, log, malloc, plan, proces
 from jaxhist.algorithm import State, keys
 from jaxhist.checkpoint import tested
 from jaxhist.claims import Check, Claim, Equation
-from jaxhist.train import Experiment, Interrupted, Run, train
+from jaxhist.stopping import Interrupted
+from jaxhist.train import Experiment, Run, train
 
 RESUME_ME = 75  # EX_TEMPFAIL of sysexits.h
 

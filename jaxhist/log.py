@@ -15,6 +15,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,9 +97,11 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
             header = read(workdir)[0]
             starts = header.pop("starts")
             if differing := _differences(header, json.loads(json.dumps(identity))):
+                longer = re.fullmatch(r"steps is \d+ there, \d+ here", differing)
                 raise UserError(
-                    f"{workdir} holds another run ({differing}); choose another directory "
-                    "with --run.workdir, or remove it"
+                    f"{workdir} holds another run ({differing}); "
+                    f"{'a run keeps the length that its schedules have; ' if longer else ''}"
+                    "choose another directory with --run.workdir, or remove it"
                 )
         yield starts
     finally:
@@ -150,7 +153,14 @@ class Log:
     """
 
     def __init__(
-        self, workdir, header: dict, start: int, steps: int, flops: int, peak: float | None
+        self,
+        workdir,
+        header: dict,
+        start: int,
+        steps: int,
+        flops: int,
+        peak: float | None,
+        due: bool,
     ):
         """Keep what the log holds of the first `start` steps, and cut the rest.
 
@@ -161,6 +171,7 @@ class Log:
           steps: of the whole run, for the time left.
           flops: of one step.
           peak: FLOP/s of the devices; None if not known.
+          due: whether the run goes on with the evaluation of step `start`.
         """
         self._workdir = epath.Path(workdir)
         self._steps, self._flops, self._peak = steps, flops, peak
@@ -168,7 +179,8 @@ class Log:
         self._recording = False
         with failing_in_one_line(self._workdir):
             kept = read(workdir)[1:] if start else []
-            kept = [line for line in kept if line["step"] <= start and line["phase"] != "test"]
+            place = lambda line: (line["step"], line["phase"] == "evaluate")
+            kept = [x for x in kept if place(x) <= (start, not due) and x["phase"] != "test"]
             draft = self._workdir / f"{FILE}.draft"
             write_durably(draft, "".join(json.dumps(line) + "\n" for line in [header, *kept]))
             draft.replace(self._workdir / FILE)

@@ -100,17 +100,19 @@ def home(workdir: epath.Path) -> Iterator[epath.Path]:
 class Agreement:
     """Whether any process says yes, known to all of them at the same step."""
 
-    def __init__(self, mesh: Mesh):
+    def __init__(self, mesh: Mesh, mine: Callable[[], bool]):
+        """`mine` is what this process says."""
+        self._mine = mine
         self._parts = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(jnp.any, out_shardings=devices.whole(mesh))
         self._shape = (mesh.size,)
         self._asked: jax.Array | None = None
 
-    def __call__(self, mine: bool) -> bool:
+    def __call__(self) -> bool:
         """Of several processes it is the answer to the last call, so that nobody waits for the
         step that runs."""
         if jax.process_count() == 1:
-            return mine
+            return self._mine()
         before = self._asked
-        self._asked = self._any(devices.place(np.full(self._shape, mine), self._parts))
+        self._asked = self._any(devices.place(np.full(self._shape, self._mine()), self._parts))
         return before is not None and bool(before)

@@ -14,6 +14,7 @@ from jaxhist import UserError, devices, files, finite, flops, log, plots, proces
 from jaxhist.algorithm import Batch, Key, Metrics, State, keys
 from jaxhist.checkpoint import Checkpoints, Progress
 from jaxhist.devices import WHOLE, Axes
+from jaxhist.stopping import Interrupted, asking
 
 
 class Experiment(NamedTuple):
@@ -47,10 +48,6 @@ class Run:
     profile: int = 0  # steps to record for TensorBoard's profiler, after the first ten
 
 
-class Interrupted(Exception):
-    """Asked to stop: everything is saved, and the same call goes on from there."""
-
-
 def train(
     experiment: Experiment,
     run: Run,
@@ -63,10 +60,12 @@ def train(
       experiment: what to learn.
       run: how to run it.
       identity: what must be the same for a run to go on, such as its name and configuration.
-      interrupted: asked after each step; where it says True, the state is saved and the run ends.
+      interrupted: asked after each step, and between the batches of an evaluation; where it says
+        True, the state is saved and the run ends.
 
     Returns:
-      The metrics of the test, at the best checkpoint where there is a score, else at the last.
+      The metrics of the test, at the best checkpoint where there is a score, else at the last; of a
+      run that had ended, those that its log has.
 
     Raises:
       UserError: one line on what is wrong. What was saved is still there.
@@ -86,6 +85,9 @@ def train(
         # 1. Nobody else trains here, and what is here is this run.
         home = stack.enter_context(processes.home(workdir))
         starts = stack.enter_context(log.claim(home, identity))
+        if starts and (last := log.read(workdir)[-1]).pop("phase", "") == "test":
+            tell(f"{workdir} has ended, and is tested at step {last.pop('step')}")
+            return last
         here = {**devices.machine(mesh), "arithmetic": devices.arithmetic()}
         if (differing := log.changed(workdir, starts, here)) and processes.first():
             warn(f"{workdir} was trained elsewhere ({differing}); its bits may be others from now")
@@ -104,52 +106,57 @@ def train(
             state, progress = init(key.init), Progress()
         start = step = int(state.step)
 
-        # 3. The step, compiled once: what is compiled takes no other shapes.
-        batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
-        nonfinite = devices.place(np.int32(finite.NEVER), devices.whole(mesh))
+        over = lambda: step >= experiment.steps or 0 < experiment.patience <= progress.since
+
+        # 3. The step, compiled once: what is compiled takes no other shapes. A test needs none.
         program = finite.traced(experiment.step, key.step, mesh, layout, experiment.batch)
-        tell(f"compiling for {devices.describe(mesh)}")
-        update = program.lower().compile()
+        if not over():
+            batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
+            tell(f"compiling for {devices.describe(mesh)}")
+            update = program.lower().compile()
 
         # 4. The log, cut back to the checkpoint.
         here = {"step": start, "time": time.strftime("%F %T%z"), **here}
         header = {**identity, "starts": [*starts, here]}
         cost, peak = flops.count(program.jaxpr.jaxpr), devices.peak_flops(mesh)
-        history = log.Log(home, header, start, experiment.steps, cost, peak)
+        history = log.Log(home, header, start, experiment.steps, cost, peak, progress.due)
         stack.callback(history.close)
 
         # 5. The loop. While one step runs, the next batch is made; no more is ahead, so that a stop
         # is soon. Only an evaluation and a save wait for the step itself.
-        def over() -> bool:
-            return step >= experiment.steps or 0 < experiment.patience <= progress.since
-
-        asked = processes.Agreement(mesh)
-        stopping = asked(interrupted())
+        asked = processes.Agreement(mesh, interrupted)
+        stopping = asked()
+        nonfinite = devices.place(np.int32(finite.NEVER), devices.whole(mesh))
         try:
-            while not over() and not stopping:
-                before = nonfinite
-                with history.profiling(step - start - 10, run.profile):
-                    state, metrics = update(state, batch, before)
-                nonfinite = metrics["nonfinite"]
-                step += 1
-                before.block_until_ready()
-                with history.fetching(nonfinite):
-                    batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
-                stopping = asked(interrupted())
-                evaluating = step % experiment.evaluate_every == 0 or step == experiment.steps
-                saving = stopping or step % save_every == 0
-                if step % run.log_every == 0:
-                    history.train(step, metrics)
-                if evaluating or saving:
-                    history.flush()
-                    finite.check(step - 1, state, nonfinite)
-                if evaluating:
-                    with history.pausing("evaluating"):
-                        scores = experiment.evaluate(state)
-                    history.write("evaluate", step, scores)
-                    if experiment.score:
-                        progress = progress.after(step, float(scores[experiment.score]))
-                if saving or over() or progress.best_step == step:
+            while not stopping and (progress.due or not over()):
+                if not progress.due:
+                    before = nonfinite
+                    with history.profiling(step - start - 10, run.profile):
+                        state, metrics = update(state, batch, before)
+                    nonfinite = metrics["nonfinite"]
+                    step += 1
+                    before.block_until_ready()
+                    with history.fetching(nonfinite):
+                        batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
+                    stopping = asked()
+                    due = step % experiment.evaluate_every == 0 or step == experiment.steps
+                    progress = progress._replace(due=due)
+                    if step % run.log_every == 0:
+                        history.train(step, metrics)
+                    if due or stopping or step % save_every == 0:
+                        history.flush()
+                        finite.check(step - 1, state, nonfinite)
+                if progress.due and not stopping:  # a stop puts it off
+                    try:
+                        with asking(asked), history.pausing("evaluating"):
+                            scores = experiment.evaluate(state)
+                        history.write("evaluate", step, scores)
+                        score = float(scores[experiment.score]) if experiment.score else None
+                        progress = progress.after(step, score)
+                    except Interrupted:
+                        stopping = True
+                best = progress.best_step == step
+                if stopping or over() or best or step % save_every == 0:
                     with history.pausing("saving"):
                         checkpoints.save(step, state, progress)
             checkpoints.wait()
@@ -161,12 +168,13 @@ def train(
                 f"{error}; its batch is in {file}, the last good checkpoint is "
                 f"{next(iter(checkpoints.steps()), 'none')}; try a lower learning rate elsewhere"
             ) from error
-        if stopping and not over():
+        if stopping:
             raise Interrupted
 
         # 6. The test, once, of the best state where there is a score, else of the last.
         state = checkpoints.best(state, progress, layout)
-        result = experiment.test(state)
+        with asking(asked):
+            result = experiment.test(state)
         history.write("test", int(state.step), result)
         plots.curves(home)
         return result

@@ -1,4 +1,5 @@
 import contextlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxhist import UserError, devices, malloc
+from jaxhist import UserError, checkpoint, devices, malloc
 from jaxhist.algorithm import State
 from jaxhist.checkpoint import Checkpoints, Progress
 
@@ -51,12 +52,12 @@ def test_another_c_library_has_nothing_to_give_back(monkeypatch):
 
 
 def test_what_is_restored_is_what_was_saved(checkpoints):
-    progress = Progress(0.1 + 0.2, 3, 4)
+    progress = Progress(0.1 + 0.2, 3, 4, True)
     save(checkpoints, 7, progress=progress)
     restored, restored_progress = checkpoints.restore(7, LIKE)
     assert_same(restored, state(7))
     assert restored_progress == progress
-    assert [type(value) for value in restored_progress] == [float, int, int]
+    assert [type(value) for value in restored_progress] == [float, int, int, bool]
 
 
 @pytest.mark.parametrize("name", ["lr[0.1]", "*?", "{seed}", "100%25", "c#d", "a b", "a\\b", "gs:"])
@@ -186,6 +187,52 @@ def test_what_a_killed_save_left_is_removed(checkpoints, capsys):
     checkpoints.clean(checkpoints.newest())
     assert "20 was not finished; removing it" in capsys.readouterr().err
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["10"]
+
+
+@pytest.mark.parametrize(
+    "old, new", [("7", "7.again"), ("7.replaced", "7.again"), ("7.replaced", "7")]
+)
+def test_a_step_that_is_saved_again_is_there_at_each_moment(checkpoints, tmp_path, old, new):
+    """What a kill leaves: before the first of two renamings, between them, and after them."""
+    before, after = Progress(due=True), Progress(0.5, 7)
+    for progress in (before, after):
+        save(checkpoints, 7, progress=progress)
+        assert checkpoints.restore(7, LIKE)[1] == progress
+        shutil.copytree(checkpoints.folder / "7", tmp_path / str(progress.due))
+    (checkpoints.folder / "7").rmtree()
+    (tmp_path / "True").rename(checkpoints.folder / old)
+    (tmp_path / "False").rename(checkpoints.folder / new)
+    assert checkpoints.begin() == 7
+    assert checkpoints.restore(7, LIKE)[1] == (after if new == "7" else before)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["7"]
+
+
+def test_a_checkpoint_of_before_knows_of_no_evaluation_that_is_due(checkpoints, monkeypatch):
+    fields = {"best": 0.5, "best_step": 3, "since": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "_asdict", lambda self: fields)
+        save(checkpoints, 7)
+    assert checkpoints.restore(7, LIKE)[1] == Progress(**fields, due=False)
+
+
+@pytest.mark.parametrize("moment", ["damage", "restore", "best"])
+def test_whoever_reads_beside_a_run_takes_the_next_checkpoint(moment, checkpoints, monkeypatch):
+    """At the moment when it reads the newest checkpoint, the run saves two more, of which one is
+    its best, and so removes what it had."""
+    save(checkpoints, 5, progress=Progress(0.5, 5))
+    save(checkpoints, 7, progress=Progress(0.5, 5))
+    (true, writer), saved = (getattr(Checkpoints, moment), checkpoints), []
+
+    def meanwhile(self, *of):
+        if not saved:
+            saved.extend([8, 9])
+            for step in saved:
+                save(writer, step, progress=Progress(0.6, 8))
+            assert writer.steps() == [9, 8]
+        return true(self, *of)
+
+    monkeypatch.setattr(Checkpoints, moment, meanwhile)
+    assert_same(checkpoint.tested(checkpoints.folder.parent, lambda key: state(0)), state(8))
 
 
 def test_a_damaged_best_checkpoint_is_named_and_the_last_state_used(checkpoints, capsys):

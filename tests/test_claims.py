@@ -12,7 +12,7 @@ import experiments
 from experiments import identity_mappings, resnet
 from jaxhist import UserError, claims
 from jaxhist.claims import Check, Claim, Equation, judge
-from jaxhist.train import Interrupted
+from jaxhist.stopping import Interrupted
 
 HOLDS, FAILS, UNSURE = [1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], [3.0, -0.5, -1.0]
 

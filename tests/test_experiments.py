@@ -10,9 +10,11 @@ import pytest
 from conftest import PLAYS, needs
 from every import EXPERIMENTS, brief
 
+from experiments import regression
 from jaxhist import chips, devices, finite, log, plan
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints
+from jaxhist.stopping import Interrupted
 from jaxhist.train import Run, train
 
 
@@ -93,13 +95,16 @@ def test_one_step_on_1_and_8_devices_agrees(module, config):
 @EVERY
 def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path, monkeypatch):
     """What a kill leaves is what is on the disk then. It is copied after a step that is not saved,
-    and goes on from there, with data that are made anew."""
+    and goes on from there, with data that are made anew. Then it is stopped twice more: before the
+    last batch of its evaluation, and of its test."""
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     save = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, *of: (save(self, *of), self.wait()))
     monkeypatch.setattr(finite, "traced", traced)
 
-    def start(workdir):
+    asked = {"evaluate": 0, "test": 0}  # how often they ask whether to stop
+
+    def start(workdir, stop=None):
         run = Run(workdir=str(workdir), log_every=1, save_every=2, devices=1)
         new = module.build(config, run)
 
@@ -108,12 +113,38 @@ def test_a_killed_run_goes_on_bit_for_bit(module, config, tmp_path, monkeypatch)
                 shutil.copytree(undisturbed, killed)
             return new.data(step, state)
 
-        experiment = built(module, config, 1)._replace(data=data)
-        train(experiment, run, {"experiment": module.__name__, "config": {}})
+        inside, count = None, 0
+
+        def within(phase, measure):
+            def measured(state):
+                nonlocal inside, count
+                inside, count = phase, 0
+                found = measure(state)
+                asked[phase], inside = count, None
+                return found
+
+            return measured
+
+        def interrupted():
+            nonlocal count
+            count += 1
+            return inside == stop is not None and count >= asked[stop]
+
+        experiment = built(module, config, 1)
+        phases = {name: within(name, getattr(experiment, name)) for name in asked}
+        experiment = experiment._replace(data=data, **phases)
+        train(experiment, run, {"experiment": module.__name__, "config": {}}, interrupted)
 
     start(undisturbed)
+    # A regression measures all at once.
+    asks = [name for name in asked if asked[name]]
+    assert asks == [] if module is regression else ["evaluate", "test"]
+    for name in asks:
+        with pytest.raises(Interrupted):
+            start(killed, stop=name)
     start(killed)
-    assert [each["step"] for each in log.read(killed)[0]["starts"]] == [0, 4]
+    stopped = [6] * len(asks)
+    assert [each["step"] for each in log.read(killed)[0]["starts"]] == [0, 4, *stopped]
     lines = [
         [{k: v for k, v in line.items() if k != "speed"} for line in log.read(name)[1:]]
         for name in (undisturbed, killed)

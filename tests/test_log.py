@@ -16,9 +16,9 @@ IDENTITY = {"experiment": "x", "config": {"depth": 20, "sizes": (1, 2)}, "seed":
 def make(tmp_path):
     logs = []
 
-    def make(start=0, peak=None, steps=10):
+    def make(start=0, peak=None, steps=10, due=False):
         header = {**IDENTITY, "starts": [{"step": 0}]}
-        logs.append(log.Log(tmp_path, header, start, steps, 1000, peak))
+        logs.append(log.Log(tmp_path, header, start, steps, 1000, peak, due))
         return logs[-1]
 
     yield make

@@ -18,7 +18,8 @@ from jaxhist import UserError, devices
 from jaxhist.algorithm import keys
 from jaxhist.checkpoint import Checkpoints, Progress
 from jaxhist.devices import Axes
-from jaxhist.train import Interrupted, Run, train
+from jaxhist.stopping import Interrupted
+from jaxhist.train import Run, train
 
 KEY = keys(0)
 BRIEF = {"batch": 16, "steps": 20}

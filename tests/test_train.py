@@ -13,7 +13,8 @@ from tiny import IDENTITY, batch, run_tiny, tiny
 
 from jaxhist import UserError, devices, log
 from jaxhist.checkpoint import Checkpoints
-from jaxhist.train import Interrupted, Run
+from jaxhist.stopping import Interrupted, between
+from jaxhist.train import Run, train
 
 
 @pytest.fixture
@@ -144,6 +145,50 @@ def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, a.restore(20, layout), b.restore(20, layout))
     a.close()
     b.close()
+
+
+def test_a_stop_in_an_evaluation_puts_it_off(run, tmp_path):
+    """One batch passes until the save, whichever it is: of the evaluation in the middle and at the
+    end, and of the test."""
+    batches = []
+
+    def error(state):
+        for i in between(range(4)):
+            batches.append(i)
+        return {"error": float(np.mean(state.params**2))}
+
+    phases = {"evaluate": error, "test": error, "evaluate_every": 10, "score": "error"}
+    run_tiny(run, **phases)
+    stopped = dataclasses.replace(run, workdir=str(tmp_path / "stopped"), save_every=100)
+    for passed in (1, 3, 4 + 1, 4 + 2, 3):
+        batches.clear()
+        with pytest.raises(Interrupted):
+            run_tiny(stopped, lambda passed=passed: len(batches) == passed, **phases)
+    run_tiny(stopped, **phases)
+    assert without_speed(stopped) == without_speed(run)
+    starts = [start["step"] for start in log.read(stopped.workdir)[0]["starts"]]
+    assert starts == [0, 10, 10, 20, 20, 20]
+    a, b = (Checkpoints(r.workdir) for r in (run, stopped))
+    layout = jax.eval_shape(tiny().init, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, a.restore(20, layout), b.restore(20, layout))
+    a.close()
+    b.close()
+
+
+def test_a_run_that_has_ended_reads_no_data_and_compiles_nothing(run, capsys):
+    first, lines = run_tiny(run), without_speed(run)
+    capsys.readouterr()
+    never = lambda *_: pytest.fail("it was asked for")
+    assert run_tiny(run, data=never, evaluate=never, test=never, init=never) == first
+    assert capsys.readouterr().out == f"{run.workdir} has ended, and is tested at step 20\n"
+    assert without_speed(run) == lines
+
+
+def test_a_run_is_not_made_longer_and_the_line_says_why(run):
+    shorter, longer = ({"experiment": "tiny", "config": {"steps": steps}} for steps in (20, 40))
+    train(tiny(), run, shorter)
+    with pytest.raises(UserError, match=r"steps is 20 there, 40 here.*a run keeps the length"):
+        train(tiny(steps=40), run, longer)
 
 
 def test_asked_to_stop_before_the_first_step_nothing_is_saved(run):

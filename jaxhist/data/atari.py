@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxhist import UserError
+from jaxhist.stopping import check
 
 FRAME = jax.ShapeDtypeStruct((84, 84, 1), np.uint8)
 HISTORY = 4  # screens that a player sees
@@ -183,6 +184,7 @@ def whole_games(name: str, player: Player, seed: int, games: int, most: int) -> 
     playing, random = Games(name, games, seed, lives=False, most=most), np.random.default_rng(seed)
     over, score = np.zeros(games, bool), np.zeros(games)
     while not over.all():
+        check()
         playing.send(player(playing.seen(), random))
         _, ends = playing.receive()
         score = np.where(over, score, playing.score)
@@ -196,6 +198,7 @@ def screens(name: str, player: Player, seed: int, most: int) -> np.ndarray:
     film = [playing.recent[0, -1]]
     ends = np.zeros(1, bool)
     while len(film) < most and not ends.all():
+        check()
         playing.send(player(playing.seen(), random))
         _, ends = playing.receive()
         film.append(playing.recent[0, -1].copy())
@@ -207,6 +210,7 @@ def states(name: str, seed: int, count: int) -> np.ndarray:
     playing = Games(name, 10, seed, lives=False)
     random, player, sights = np.random.default_rng(seed), at_random(playing.actions), []
     while 10 * len(sights) < count:
+        check()
         for _ in range(10):
             playing.send(player(playing.seen(), random))
             playing.receive()
