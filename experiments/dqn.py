@@ -25,7 +25,7 @@ from experiments.dqn_agent import q_learning
 from experiments.dqn_atari import Atari
 from experiments.dqn_learner import Practice, learn, rmsprop
 from jaxhist import UserError, devices, log, plots, tell
-from jaxhist.algorithm import State, keys
+from jaxhist.algorithm import State, keys, seeded
 from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import play
@@ -307,13 +307,13 @@ def filming(config: Config | Atari) -> Callable[..., np.ndarray]:
     network = NETWORKS[config.network](game.actions)
 
     @jax.jit
-    def whole(params, seed, epsilon):
+    def whole(params, key, epsilon):
         values = lambda seen: network.apply({"params": params}, seen)
         player = play.sometimes_at_random(values, game.actions, epsilon)
-        return play.frames(game, player, jax.random.key(seed), min(config.most, 300))
+        return play.frames(game, player, key, min(config.most, 300))
 
     def film(state: State, seed: int = 0, epsilon: float = 0.0):
-        frames, count = jax.device_get(whole(state.params, seed, epsilon))
+        frames, count = jax.device_get(whole(state.params, seeded(seed), epsilon))
         return play.film(frames[:count])
 
     return film
@@ -337,6 +337,7 @@ def watch(
       seed: of the game.
       epsilon: how often it acts at random.
     """
+    seeded(seed)  # of the Atari, too, there are no others
     if not film.endswith(".gif"):
         raise UserError(f"a film is a .gif, not {film}")
     log.write_picture(epath.Path(film), filming(config)(state, seed, epsilon))

@@ -12,7 +12,7 @@ import tyro
 from tokenizers.decoders import DecodeStream
 
 from jaxhist import UserError, decode, devices, evaluate, losses, packed, shots, warn
-from jaxhist.algorithm import Batch, Key, State
+from jaxhist.algorithm import Batch, Key, State, seeded
 from jaxhist.data import documents, text
 from jaxhist.data.language import Corpus
 from jaxhist.models.gpt import GPT
@@ -171,7 +171,7 @@ def command(language_model_of: Callable[[Any, Run], LanguageModel]) -> Callable:
         begun = vocabulary.encode(prompt).ids or [packed.EOS]
         if len(begun) >= config.length:
             warn(f"the text has {len(begun)} tokens; the last {config.length // 2} are read")
-        pieces, key = DecodeStream(begun, skip_special_tokens=False), jax.random.key(seed)
+        pieces, key = DecodeStream(begun, skip_special_tokens=False), seeded(seed)
         print(prompt, end="", flush=True)
         for token in itertools.islice(completions(model, state.params, begun, adjust, key), tokens):
             print(pieces.step(vocabulary, token) or "", end="", flush=True)

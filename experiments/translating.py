@@ -153,17 +153,33 @@ def command(translator_of: Callable[[Any, Run], Translator], alpha: float = 0.0)
           config: of the run.
           run: the run.
           state: that was tested.
-          sentences: if there are none, the lines of standard input are translated.
+          sentences: if there are none, the lines of standard input are translated. An empty one
+            gives an empty line.
           beams: of the search; 1 takes the most probable token each time.
         """
         if beams < 1:
             raise UserError(f"{beams} beams are too few")
-        lines = list(sentences) or [line.strip() for line in sys.stdin]
-        if not lines or not all(lines):
-            raise UserError("there is nothing to translate: a sentence is empty, or there is none")
+        lines = list(sentences) or _typed()
+        if not (written := [line for line in lines if line]):
+            raise UserError("there is nothing to translate: all lines are empty, or there is none")
         translator = translator_of(config, run)
-        search = translate_with(translator, run, beams, alpha, min(len(lines), 100))
-        for line in search(state, lines).texts:
-            tell(line)
+        search = translate_with(translator, run, beams, alpha, min(len(written), 100))
+        translations = iter(search(state, written).texts)
+        for line in lines:  # what is empty stays so: input and output keep in step
+            tell(next(translations) if line else "")
 
     return translate
+
+
+def _typed() -> list[str]:
+    """The lines of standard input, each without the blanks around it."""
+    lines = []
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            lines.append(line.decode().strip())
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"line {number} of standard input is not UTF-8 ({error.reason} at byte "
+                f"{error.start}); convert it"
+            ) from error
+    return lines

@@ -1,7 +1,12 @@
 """The papers that made deep learning, runnable in JAX."""
 
+import importlib.util
 import os
 import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import track
 
 __version__ = "0.1.0"
 
@@ -12,6 +17,23 @@ class UserError(Exception):
     Its text is one line: what is wrong, and what to do. The command line prints it
     and leaves with exit code 1; nothing that was saved is touched.
     """
+
+
+# A command that is started from a notebook's cell inherits the name of the notebook's way to show
+# pictures, and matplotlib does not start where that is not installed. Nothing here shows any.
+_backend = os.environ.get("MPLBACKEND", "").removeprefix("module://").split(".")[0]
+if "module://" in os.environ.get("MPLBACKEND", "") and not importlib.util.find_spec(_backend):
+    del os.environ["MPLBACKEND"]
+
+
+def console() -> Console:
+    """For progress bars, which are for terminals, whatever colours are asked for."""
+    return Console(highlight=False, force_terminal=None if sys.stdout.isatty() else False)
+
+
+def progress(items: Iterable, says: str, total: int | None = None) -> Iterable:
+    """The items, with a bar for what is done once and takes long."""
+    return track(items, f"{says}, once", total, transient=True, console=console())
 
 
 def tell(text: str):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from jaxhist import UserError
 from jaxhist.devices import BATCH, named
 
 Batch = Any  # a pytree of arrays whose first axis is the example
@@ -160,6 +161,17 @@ class Keys(NamedTuple):
     draw: Key  # of the augmentation
 
 
+def seeded(seed: int) -> Key:
+    """A stream.
+
+    Raises:
+      UserError: there is none of this number.
+    """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"there is no seed {seed}; one is from 0 to 2^63 - 1")
+    return jax.random.key(seed)
+
+
 def keys(seed: int) -> Keys:
-    """The keys of a run."""
-    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+    """The keys of a run. Raises as `seeded`."""
+    return Keys(*jax.random.split(seeded(seed), len(Keys._fields)))

@@ -14,6 +14,7 @@ everything saved: the same command goes on. A second signal ends the process at 
 import contextlib
 import dataclasses
 import inspect
+import io
 import json
 import os
 import re
@@ -55,6 +56,9 @@ def main(
         checkpoint. The options are the function's, with their types and what it says of them.
     """
     malloc.one_heap()
+    for stream in (sys.stdout, sys.stderr):  # which need not know every character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     commands = commands or {}
     script = _Script(Path(inspect.getfile(build)).stem, build, presets, claims, commands)
     verbs = {
@@ -66,7 +70,13 @@ def main(
         **{name: partial(script.command, name) for name in commands},
     }
     verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb not in ("train", "claims"):  # these go on where nobody reads any more
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
+        if sys.flags.optimize > 1:
+            raise _UsageError("python -OO drops the texts that help is made of; -O does not")
+        if not all(map(_is_utf8, arguments)):
+            raise _UsageError(f"{' '.join(arguments)!a} is not UTF-8")
         if verb in ("-h", "--help"):
             tell(script.help(inspect.getmodule(build).__doc__))
             sys.exit(0)
@@ -79,6 +89,11 @@ def main(
         sys.exit(2 if isinstance(error, _UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _is_utf8(argument: str) -> bool:
+    """Python keeps other bytes as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 class _UsageError(Exception):

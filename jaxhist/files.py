@@ -13,21 +13,23 @@ from jaxhist import UserError
 
 
 @contextlib.contextmanager
-def failing_in_one_line(workdir: epath.PathLike) -> Iterator[None]:
+def failing_in_one_line(
+    workdir: epath.PathLike,
+    advice: str = "make room or choose another directory, and run the same command again",
+) -> Iterator[None]:
     """Turn the errors of writing a file into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{workdir} cannot be written: {(error.strerror or str(error)).lower()}; "
-            "make room or choose another directory, and run the same command again"
+            f"{workdir} cannot be written: {(error.strerror or str(error)).lower()}; {advice}"
         ) from error
 
 
 def write_durably(path: epath.Path, text: str):
     """Write a file that survives the loss of the machine right afterwards."""
-    with path.open("w") as file:
-        file.write(text)
+    with path.open("wb") as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -25,13 +25,12 @@ import jax
 import numpy as np
 from etils import epath
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from jaxhist import UserError, tell
+from jaxhist import UserError, console, tell
 from jaxhist.files import failing_in_one_line, write_durably
 from jaxhist.finite import NEVER, NonFinite
 
@@ -190,14 +189,14 @@ class Log:
             # TensorBoard drops what a killed run wrote of the steps that now come again.
             log = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(wall_time=time.time(), step=start + 1, session_log=log))
-        console = Console(highlight=False)
+        screen = console()
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(bar_width=20),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
-            console=console,
-            disable=not console.is_terminal,
+            console=screen,
+            disable=not screen.is_terminal,
         )
         self._task = self._bar.add_task("", total=steps, completed=start, text="")
         self._bar.start()

@@ -85,6 +85,7 @@ def _main(arguments, environment, folder, streams, drawn):
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY
         os.dup2(os.open(path, flags), number)
     sys.stdin = os.fdopen(0)  # multiprocessing has closed it
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

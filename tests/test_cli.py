@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import forked
@@ -27,7 +28,14 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def saved(finished, tmp_path):
     """A copy of it, to be damaged."""
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    return untested(Path(shutil.copytree(finished, tmp_path / "run")))
+
+
+def untested(workdir):
+    """As if the run had been stopped before its test."""
+    *lines, _ = (workdir / log.FILE).read_text().splitlines(keepends=True)
+    (workdir / log.FILE).write_text("".join(lines))
+    return workdir
 
 
 def contents(folder):
@@ -86,8 +94,9 @@ def test_the_default_directory_is_below_the_present_one(command, tmp_path):
     run, training = folder / "runs" / "regression-small", ["train", "small", "--steps=100"]
     link, moved = folder / "link", tmp_path / "lr[0.1]"
     link.symlink_to(run)
-    for _ in range(2):
-        assert command(*training, check=0, **here).stderr == ""
+    assert command(*training, check=0, **here).stderr == ""
+    untested(run)
+    assert command(*training, check=0, **here).stderr == ""
     said = [command("evaluate", path, check=0, **here).stdout for path in (run, link, "link")]
     run.rename(moved)
     assert {*said, command("evaluate", moved, check=0, **here).stdout} == {said[0]}
@@ -193,12 +202,12 @@ def test_file_in_place_of_a_directory(command, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_truncated_checkpoint(command, saved):
+def test_truncated_checkpoint(command, finished, saved):
     """It is named, and the run goes on from the one before; what it then saves is the same."""
     newest = max(int(p.name) for p in (saved / "checkpoints").iterdir())
     largest = max((saved / "checkpoints" / str(newest)).rglob("*"), key=lambda p: p.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-100])
-    before = log.read(saved)[1:]
+    before = log.read(finished)[1:]
     process = command(*TINY, "--steps=20", "--run.save-every=5", "--run.workdir", saved, check=0)
     assert f"warning: checkpoint {saved}/checkpoints/{newest} is damaged" in process.stderr
     assert log.read(saved)[0]["starts"][-1]["step"] == newest - 5
@@ -266,6 +275,55 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path):
     process = started.ended()
     assert (process.returncode, process.stderr) == (0, "")
     assert log.read(tmp_path / "run")[-1]["phase"] == "test"
+
+
+def python(*arguments, **environment):
+    """A command in an interpreter of its own, where it matters how that starts."""
+    environment = dict(os.environ) | environment
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_what_a_notebook_leaves_in_the_environment():
+    """It names its own way to show pictures, which is not installed here."""
+    process = python("-c", "import jaxhist, matplotlib", MPLBACKEND="module://matplotlib_inline.backend_inline")
+    assert (process.returncode, process.stderr) == (0, "")
+    kept = "import jaxhist, matplotlib; print(matplotlib.rcParams['backend'])"
+    assert python("-c", kept, MPLBACKEND="svg").stdout == "svg\n"
+
+
+def test_without_docstrings_there_is_no_help():
+    process = python("-OO", "-m", "experiments.regression", "train")
+    assert_one_line(process, "python -OO drops the texts that help is made of", code=2)
+
+
+def test_a_bar_is_for_terminals(command, tmp_path):
+    """In a file there are lines, whatever colours are asked for."""
+    run = ["train", "small", "--steps=100", "--run.workdir"]
+    said = [
+        command(*run, tmp_path / name, check=0, experiment="regression", **environment).stdout
+        for name, environment in (("plain", {}), ("colours", {"FORCE_COLOR": "1"}))
+    ]
+    assert "\x1b" not in said[1] and len(said[1].splitlines()) == len(said[0].splitlines())
+    assert said[1].startswith("compiling for 1 x cpu\ntrain ")
+
+
+def test_characters_that_cannot_be_shown(tmp_path):
+    run = ["-m", "experiments.regression", "train", "--steps=20", "--run.workdir", tmp_path / "ü"]
+    process = python(*run, PYTHONIOENCODING="ascii")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout.endswith("?/curves.png\n")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_is_none(command, tmp_path, seed):
+    run = ["train", "small", "--run.seed", seed, "--run.workdir", tmp_path / "run"]
+    assert_one_line(command(*run, experiment="regression"), f"there is no seed {seed}")
+
+
+def test_bytes_that_are_no_text(command):
+    process = command("evaluate", os.fsdecode(b"runs/\xff"), experiment="regression")
+    assert_one_line(process, "is not UTF-8", code=2)
 
 
 def test_full_disk(command, small_disk):

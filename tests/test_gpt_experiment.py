@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import needs
+from forked import Command
 from matplotlib.figure import Figure
 
 from experiments import gpt, gpt_claims, gpt_recipe, gpt_text, gpt_tuning
@@ -120,6 +123,17 @@ def complete(run, *arguments):
         patch.setattr("sys.argv", ["gpt", "complete", run.workdir, *map(str, arguments)])
         cli.main(gpt.build, gpt.PRESETS, gpt.CLAIMS, command)
     return stop.value.code
+
+
+def test_complete_ends_where_nobody_reads(trained, tmp_path):
+    """`complete ... | head -c 2`, which ends it as it ends `cat`."""
+    os.mkfifo(tmp_path / "pipe")
+    arguments = ["complete", trained[0].workdir, "ab", "--tokens", 10_000_000]
+    started = Command("experiments.gpt", *arguments, output=tmp_path / "pipe")
+    with (tmp_path / "pipe").open() as pipe:
+        assert pipe.read(2) == "ab"
+    process = started.ended()
+    assert (process.returncode, process.stderr) == (-signal.SIGPIPE, "")
 
 
 def test_complete_goes_on_with_a_text(trained, capsys):

@@ -96,7 +96,7 @@ def test_a_tfds_set_is_decoded_once_and_read_from_the_cache(tmp_path, monkeypatc
         assert splits["test"]["label"][i] == direct[i]["label"]
     cached = list((tmp_path / "jaxhist").iterdir())
     assert len(cached) == 2
-    monkeypatch.setattr(images, "track", None)  # to decode again would fail
+    monkeypatch.setattr(images, "progress", None)  # to decode again would fail
     again = images.from_tfds("mnist", 100).load()
     jax.tree.map(np.testing.assert_array_equal, splits, again)
     for path in cached:

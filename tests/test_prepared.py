@@ -5,10 +5,12 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import forked
+import numpy as np
 import pytest
 import sets
 import tensorflow_datasets as tfds
 
+from jaxhist import UserError
 from jaxhist.data import prepared
 
 SHARDS = 4096
@@ -30,7 +32,6 @@ def read(folder, limits, most):
     with ThreadPoolExecutor(8) as threads:  # one closes what another reads from
         numbers = list(threads.map(lambda i: int(examples[i]["text"]), range(SHARDS)))
     assert sorted(numbers) == [*range(SHARDS)]
-    assert [e["text"] for e in examples.__getitems__([7, 7])] == [examples[7]["text"]] * 2
     assert not os.path.isdir("/proc/self/fd") or len(os.listdir("/proc/self/fd")) < most
 
 
@@ -40,3 +41,45 @@ def test_more_shards_than_files_that_may_be_open(many, limits, most):
     process.start()
     process.join(300)
     assert process.exitcode == 0
+
+
+NOISE = np.random.default_rng(0).bytes(200_000).hex()
+
+
+def cut(path, raw):
+    path.write_bytes(raw[: len(raw) // 4])
+
+
+def flip(path, raw):
+    path.write_bytes(raw[:100_000] + bytes([raw[100_000] ^ 1]) + raw[100_001:])
+
+
+def remove(path, raw):
+    path.unlink()
+
+
+def no_utf_8(path, raw):
+    """A set that was written so."""
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (cut, r"tiny/1.0.0 train \d+ cannot be read \(.*\); prepare the data set again"),
+        (flip, r"tiny/1.0.0 train \d+ cannot be read \(.*hash mismatch.*\); prepare the data"),
+        (remove, r"tiny/1.0.0 train 0 cannot be read \(.*No such file.*\); prepare the data"),
+        (no_utf_8, r"a text of tiny/1.0.0 train \d+ is not UTF-8 \(invalid start byte at byte 2\)"),
+    ],
+)
+def test_an_example_that_cannot_be_read_is_named(damage, says, tmp_path):
+    texts = [f"{i} {NOISE[1000 * i : 1000 * (i + 1)]}" for i in range(400)]
+    if damage is no_utf_8:
+        texts[7] = b"a \xff"
+    examples = [{"text": text} for text in texts]
+    sets.write(tmp_path, "tiny", {"text": tfds.features.Text()}, train=examples)
+    (path,) = tmp_path.glob("tiny/1.0.0/*array_record*")
+    damage(path, path.read_bytes())
+    found = prepared.examples(tfds.builder("tiny", data_dir=tmp_path), "train")
+    with pytest.raises(UserError, match=says) as raised:
+        list(found)
+    assert "\n" not in str(raised.value)

@@ -12,6 +12,7 @@ from tiny import tiny
 
 from jaxhist import UserError, checkpoint, devices, log, starting
 from jaxhist.algorithm import keys
+from jaxhist.stopping import Interrupted
 from jaxhist.train import Run, train
 
 
@@ -106,8 +107,9 @@ def test_what_it_began_with_may_be_gone(first, tmp_path):
     make = lambda workdir: build(
         Config(start="first-seed0"), dataclasses.replace(run, workdir=workdir)
     )
-    identity = {"experiment": "tiny", "config": {}}
-    train(make(run.workdir)._replace(steps=2), run, identity)
+    identity, asked = {"experiment": "tiny", "config": {}}, iter([False, False, True])
+    with pytest.raises(Interrupted):
+        train(make(run.workdir)._replace(steps=4), run, identity, lambda: next(asked))
     shutil.rmtree(tmp_path / "first-seed0")
     train(make(run.workdir)._replace(steps=4), run, identity)
     assert checkpoint.tested(run.workdir, make(run.workdir).init).step == 4

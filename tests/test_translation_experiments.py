@@ -153,27 +153,29 @@ def test_every_sentence_becomes_a_line(trained):
     lines = of_arguments.stdout.split("\n")
     assert (of_arguments.returncode, of_arguments.stderr, len(lines)) == (0, "", 3 + 1)
     assert lines[0] == lines[2] and lines[-1] == ""
-    of_input = translate(run.workdir, "--beams", "2", said="four hundred and two\n  seven \n")
+    said = "four hundred and two\n\n  seven \n \n"  # an empty line stays one
+    of_input = translate(run.workdir, "--beams", "2", said=said)
     assert (of_input.returncode, of_input.stderr) == (0, "")
-    assert of_input.stdout.split("\n") == [lines[1], lines[0], ""]
+    assert of_input.stdout.split("\n") == [lines[1], "", lines[0], "", ""]
 
 
 @pytest.mark.parametrize(
     "script, arguments, said, says",
     [
-        (attention, [], "seven\n\neight\n", "a sentence is empty, or there is none"),
-        (attention, [], "", "a sentence is empty, or there is none"),
+        (attention, [], "seven\n\xff\n", "line 2 of standard input is not UTF-8 (invalid start"),
+        (attention, [], "\n \n", "all lines are empty, or there is none"),
+        (attention, [], "", "all lines are empty, or there is none"),
         (attention, ["seven", "--beams", "0"], "", "0 beams are too few"),
         (transformer, ["seven"], "", "holds a run of attention, not of transformer"),
     ],
-    ids=["an empty line", "nothing", "no beams", "a run of another experiment"],
+    ids=["other bytes", "empty lines", "nothing", "no beams", "a run of another experiment"],
 )
 def test_what_cannot_be_translated_is_one_line(
     script, arguments, said, says, trained, monkeypatch, capsys
 ):
     name = script.__name__.split(".")[1]
     monkeypatch.setattr("sys.argv", [name, "translate", trained[1].workdir, *arguments])
-    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(said.encode("latin-1"))))
     command = translating.command(script.translator)
     with pytest.raises(SystemExit) as stop:
         cli.main(script.build, script.PRESETS, script.CLAIMS, {"translate": command})

@@ -22,6 +22,12 @@ def test_a_bag_has_the_most_frequent_training_words_and_no_others(monkeypatch):
     assert bags["test"]["input"].dtype == np.uint8
 
 
+def test_texts_without_a_word_are_refused():
+    empty = {"text": np.array(["", "a !"], object), "label": np.arange(2)}
+    with pytest.raises(UserError, match="the training texts have no words to be counted"):
+        words._bags({"train": empty})
+
+
 def test_docstrings_are_read_without_importing(tmp_path, monkeypatch):
     package = tmp_path / "made_up"
     (package / "tests").mkdir(parents=True)

@@ -10,9 +10,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
-from rich.progress import track
 
-from jaxhist import UserError
+from jaxhist import UserError, progress
 from jaxhist.data import prepared
 
 EVERY = 50  # where nothing else is held out, one of so many is to validate on, the next one to test
@@ -46,7 +45,7 @@ def python(split: str) -> list[str]:
     topic of `help()`, and of its library, one for each module, made of its docstrings."""
 
     def read() -> dict[str, np.ndarray]:
-        modules = track(list(_modules()), "reading Python's documentation, once", transient=True)
+        modules = progress(list(_modules()), "reading Python's documentation")
         texts = [*topics.values(), *map(_docstrings, modules)]
         return {"text": np.array("\0".join(text for text in texts if text).encode())}
 
@@ -98,7 +97,7 @@ class Texts(Sequence[str]):
         return len(self.places)
 
     def __getitem__(self, index: int) -> str:
-        return self.examples[self.places[index]]["text"].decode()
+        return self.examples[self.places[index]]["text"]
 
 
 def from_tfds(name: str) -> Documents:

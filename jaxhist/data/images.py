@@ -14,9 +14,8 @@ import tensorflow_datasets as tfds
 from etils import epy
 from jax.sharding import Mesh
 from PIL import Image
-from rich.progress import track
 
-from jaxhist import UserError
+from jaxhist import UserError, progress
 from jaxhist.algorithm import Batch, State
 from jaxhist.data import batches, labels, pictures, prepared
 from jaxhist.data.labels import Split, split_off
@@ -171,7 +170,7 @@ def _decoded(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     def decode() -> Split:
         image = np.empty((len(examples), *shape), np.uint8)
         label = np.empty(len(examples), np.int32)
-        for i in track(range(len(examples)), f"decoding {name} {split}, once", transient=True):
+        for i in progress(range(len(examples)), f"decoding {name} {split}"):
             example = examples[i]
             with pictures.naming(f"{name} {split} {i}"):
                 image[i] = _of_shape(pictures.opened(example["image"]), shape)

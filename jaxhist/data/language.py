@@ -76,6 +76,8 @@ def named(
     def held_out(split: str) -> tuple[np.ndarray, int]:
         """The stream, and how many characters it has."""
         chosen = documents.first(texts(split), documents.HELD_OUT)
+        if not any(chosen):
+            raise UserError(f"all documents of {name} {split} are empty")
         return encode(chosen), sum(map(len, chosen))
 
     def windows(split: str, size: int) -> Iterator[Batch]:
@@ -86,6 +88,8 @@ def named(
 
     @functools.cache
     def stream() -> jax.Array:
+        if not any(texts("train")):
+            raise UserError(f"all documents of {name} train are empty")
         whole = encode(texts("train"))
         kept = whole[: round(share * len(whole))]
         if len(kept) <= length:

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jax.sharding import Mesh
 from PIL import Image
-from rich.progress import track
 
+from jaxhist import progress
 from jaxhist.algorithm import Key
 from jaxhist.data import batches, images, labels, pictures, prepared
 from jaxhist.data.images import Labelled
@@ -84,8 +84,6 @@ class _Split(Sequence):
         return len(self.examples)
 
     def __getitem__(self, i: int) -> Photograph:
-        if not 0 <= i < len(self):
-            raise IndexError(i)  # so that it can be iterated over
         example = self.examples[i]
         return Photograph(example["image"], np.int32(example["label"]), f"{self.name} {i}")
 
@@ -313,7 +311,7 @@ def estimate(photographs: Sequence[Photograph], at_most: int = 10_000) -> Statis
     chosen = np.arange(count) * len(photographs) // count
     views = batches.in_order(chosen, lambda i: center_crop(photographs[i]), 50)
     mean, product = np.zeros((SIZE, SIZE, 3)), np.zeros((3, 3))
-    for batch in track(views, "mean image and colours, once", -(-count // 50), transient=True):
+    for batch in progress(views, "mean image and colours", -(-count // 50)):
         image = batch / 255
         mean += image.sum(0) / count
         colour = image.reshape(-1, 3)

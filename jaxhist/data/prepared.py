@@ -4,6 +4,7 @@ import bisect
 import functools
 import hashlib
 import itertools
+import json
 import os
 import resource
 import zipfile
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from etils import epath, epy
+from etils import epy
+from google.protobuf import json_format
 
 from jaxhist import UserError
 from jaxhist.files import failing_in_one_line
@@ -78,6 +80,11 @@ def parallel_texts(name: str, languages: Sequence[str]) -> tfds.core.DatasetBuil
 def _described(name: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name)
+    except (json.JSONDecodeError, json_format.ParseError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the description of data set {name!r} in {tfds.core.constants.DATA_DIR} is damaged "
+            f"({error}); prepare it again: python -m jaxhist.data.prepare {name}"
+        ) from error
     except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
         raise _missing(name) from error
 
@@ -85,7 +92,7 @@ def _described(name: str) -> tfds.core.DatasetBuilder:
 def examples(
     builder: tfds.core.DatasetBuilder, split: str, decoders: dict[str, Any] | None = None
 ) -> Sequence[dict[str, Any]]:
-    """The examples of a split, each read when it is asked for.
+    """The examples of a split, each read when it is asked for. Texts are `str`.
 
     Args:
       builder: of the data set.
@@ -93,7 +100,8 @@ def examples(
       decoders: TFDS's, by feature, where a feature is to be decoded otherwise or not at all.
 
     Raises:
-      UserError: the data set or the split is not there, or its files cannot be read at random.
+      UserError: the data set or the split is not there, or its files cannot be read at random;
+        later, where an example is damaged.
     """
     if not builder.is_prepared():
         raise _missing(builder.name)
@@ -104,14 +112,42 @@ def examples(
         )
     try:
         source = builder.as_data_source(split, decoders=decoders)
-        source.data_source = _Records(builder, split)
-        return source
     except NotImplementedError as error:  # of another file format than ArrayRecord
         raise UserError(
             f"data set {builder.info.full_name!r} is stored as {builder.info.file_format.name}, "
             "which cannot be read at random; prepare it again: "
             f"python -m jaxhist.data.prepare {builder.name}"
         ) from error
+    source.data_source = _Records(builder, split)
+    return _Examples(f"{builder.info.full_name} {split}", source, builder.info.features)
+
+
+class _Examples(Sequence):
+    """Of TFDS's own, with the name of one that cannot be read."""
+
+    def __init__(self, name: str, source: Sequence[dict], features: tfds.features.FeaturesDict):
+        self._name, self._source = name, source
+        self._texts = [key for key in features if isinstance(features[key], tfds.features.Text)]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # so that it can be iterated over
+        try:
+            example = self._source[index]
+            return example | {key: example[key].decode() for key in self._texts}
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"a text of {self._name} {index} is not UTF-8 ({error.reason} at byte "
+                f"{error.start}); prepare the data set again"
+            ) from error
+        except (RuntimeError, ValueError, IndexError) as error:  # ArrayRecord's
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self._name} {index} cannot be read ({reason}); prepare the data set again"
+            ) from error
 
 
 class _Records:
@@ -129,9 +165,6 @@ class _Records:
         place = bisect.bisect_right(self._ends, index)
         shard = self._shards[place]
         return _reader()(shard)[index - self._ends[place] + shard.take]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[bytes]:
-        return [self[index] for index in indices]
 
 
 @functools.cache
@@ -153,13 +186,21 @@ def cached(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np
     Args:
       name: of the arrays. It must change with everything that they are made from.
       make: makes them.
+
+    Raises:
+      UserError: there is no home, or the cache is damaged or cannot be written.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxhist"
+    elsewhere = "set XDG_CACHE_HOME to a directory that can be written"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxhist"
+    except RuntimeError as error:
+        raise UserError(f"there is no home directory to keep a cache in; {elsewhere}") from error
     path = cache / f"{name.replace('/', '-')}.npz"
+    with failing_in_one_line(cache, f"make room, or {elsewhere}"):
+        cache.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         arrays = make()
-        with failing_in_one_line(epath.Path(cache)):
-            cache.mkdir(parents=True, exist_ok=True)
+        with failing_in_one_line(cache, f"make room, or {elsewhere}"):
             draft = path.with_name(f"{path.name}.{os.getpid()}")
             with draft.open("wb") as file:
                 np.savez(file, **arrays)

@@ -58,9 +58,7 @@ def from_tfds(
 
     def split(part: str) -> Split:
         found = list(prepared.examples(builder, part))
-        read = {
-            key: np.array([example[key].decode() for example in found], object) for key in texts
-        }
+        read = {key: np.array([example[key] for example in found], object) for key in texts}
         return read | {"label": np.array([example["label"] for example in found], np.int32)}
 
     @functools.cache

@@ -112,7 +112,7 @@ def kept(workdir: str, name: str, make: Callable[[], Tokenizer]) -> Callable[[],
         path = epath.Path(workdir) / name
         if workdir and path.exists():
             try:
-                return Tokenizer.from_str(path.read_text())
+                return Tokenizer.from_str(path.read_bytes().decode())
             except Exception as error:  # the library raises no other
                 raise UserError(f"{path} is damaged ({error})") from error
         tokenizer = make()

@@ -227,6 +227,6 @@ def from_tfds(name: str, languages: tuple[str, str]) -> Callable[[str], Pairs]:
         examples = list(prepared.examples(builder, split))
         if split == "train":  # neighbours may be of one document, and would share a row
             np.random.default_rng(0).shuffle(examples)
-        return Pairs(*([example[name].decode() for example in examples] for name in languages))
+        return Pairs(*([example[name] for example in examples] for name in languages))
 
     return pairs

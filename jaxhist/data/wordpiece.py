@@ -55,7 +55,7 @@ def read(path: epath.PathLike, cased: bool) -> Tokenizer:
       UserError: it is not there, or has no [PAD] in its first line or not all of the others.
     """
     try:
-        lines = epath.Path(path).read_text().rstrip("\n").split("\n")
+        lines = epath.Path(path).read_bytes().decode().rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"no vocabulary can be read from {path}: {error}") from error
     if lines[:1] != ["[PAD]"] or not set(SPECIAL) <= set(lines):

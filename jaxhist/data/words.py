@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from etils import epy
-from rich.progress import track
 
+from jaxhist import UserError, progress
 from jaxhist.data import labels, prepared
 from jaxhist.data.images import Inputs
 from jaxhist.data.labels import Split, split_off
@@ -44,7 +44,7 @@ def docstrings(validation: int) -> Inputs:
     """
 
     def read() -> Split:
-        packages = track(PACKAGES, "reading the docstrings of five packages, once", transient=True)
+        packages = progress(PACKAGES, "reading the docstrings of five packages")
         texts = {package: _docstrings(package) for package in packages}
         label = np.repeat(np.arange(len(texts), dtype=np.int32), list(map(len, texts.values())))
         text = np.array("\0".join(text for some in texts.values() for text in some).encode())
@@ -69,7 +69,7 @@ def _docstrings(package: str) -> list[str]:
     for path in sorted(Path(folder).rglob("*.py")):
         if "tests" not in path.parts:
             documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-            nodes = ast.walk(ast.parse(path.read_text()))
+            nodes = ast.walk(ast.parse(path.read_bytes()))
             texts += [ast.get_docstring(node) for node in nodes if isinstance(node, documented)]
     return [text for text in texts if text]
 
@@ -89,7 +89,7 @@ def from_tfds(name: str, validation: int) -> Inputs:
     def split(name: str) -> Split:
         examples = list(prepared.examples(builder, name))
         return {
-            "text": np.array([example[text].decode() for example in examples], object),
+            "text": np.array([example[text] for example in examples], object),
             "label": np.array([example["label"] for example in examples], np.int32),
         }
 
@@ -104,7 +104,11 @@ def _bags(splits: dict[str, Split], stop_words: Sequence[str] | None = None) -> 
     """The texts as bags of the words that are most frequent in the training texts."""
     count = feature_extraction.text.CountVectorizer(
         max_features=WORDS, binary=True, dtype=np.uint8, stop_words=stop_words
-    ).fit(splits["train"]["text"])
+    )
+    try:
+        count.fit(splits["train"]["text"])
+    except ValueError as error:
+        raise UserError(f"the training texts have no words to be counted ({error})") from error
     return {
         name: {"input": _wide(count.transform(split["text"]).toarray()), "label": split["label"]}
         for name, split in splits.items()
