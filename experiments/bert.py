@@ -139,11 +139,10 @@ def build(config: Config, run: Run) -> Experiment:
         return words + found["follows"][:, None], (extra, metrics)
 
     # Algorithm. What goes on from another run has also its moments, and its place in the schedule.
-    def algorithm(begin=0):
-        return descend(init_model, loss, bert_tuning.optimizer(config, begin))
+    def algorithm(before=0):
+        return descend(init_model, loss, bert_tuning.optimizer(config, before))
 
-    def init(key):
-        state = algorithm().init(key)
+    def begin(state):
         if not config.start:
             return state
         moved = lambda state: (state.params, state.opt_state)
@@ -151,14 +150,15 @@ def build(config: Config, run: Run) -> Experiment:
         return state.replace(params=params, opt_state=opt_state)
 
     def step(state, batch, key):
-        begin = state.opt_state[-1].count - state.step if config.start else 0
-        return algorithm(begin).step(state, batch, key)
+        before = state.opt_state[-1].count - state.step if config.start else 0
+        return algorithm(before).step(state, batch, key)
 
     test = bert_words.tests(model, data, config, run)
     return Experiment(
         data=data.train,
         batch=data.batch,
-        init=init,
+        init=algorithm().init,
+        begin=begin,
         step=step,
         evaluate=lambda state: test(state, "validation"),
         test=lambda state: test(state, "test"),

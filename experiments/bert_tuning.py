@@ -99,12 +99,14 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
 
     def init_model(key):
         tokens = jnp.zeros((1, config.length), jnp.int32)
-        params = model.init(key, tokens, tokens, train=False)["params"]
-        if config.start:
-            parts = lambda params: {name: params[name] for name in ("encoder", "pooler")}
-            of = lambda state: parts(state.params)
-            params |= starting.learned(build, config, run, of, parts(params))
-        return params, ()
+        return model.init(key, tokens, tokens, train=False)["params"], ()
+
+    def begin(state):
+        if not config.start:
+            return state
+        parts = lambda state: {name: state.params[name] for name in ("encoder", "pooler")}
+        found = starting.learned(build, config, run, parts, parts(state))
+        return state.replace(params={**state.params, **found})
 
     # Loss.
     def loss(params, extra, batch, key):
@@ -139,6 +141,7 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
         data=data.train,
         batch=data.batch,
         init=algorithm.init,
+        begin=begin,
         step=algorithm.step,
         evaluate=lambda state: measure(state, "validation"),
         test=lambda state: measure(state, "test"),

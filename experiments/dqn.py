@@ -136,6 +136,7 @@ def build(config: Config | Atari, run: Run) -> Experiment:
         batch={"number": jax.ShapeDtypeStruct(shape, jnp.uint32)},
         init=algorithm.init,
         step=algorithm.step,
+        measured=lambda state: state.params,
         evaluate=lambda state: measure(state, int(state.step)),
         # Other games than those by which the best player is chosen.
         test=lambda state: (

@@ -131,6 +131,7 @@ def build(config: Atari, run: Run) -> Experiment:
         batch=shapes,
         init=algorithm.init,
         step=algorithm.step,
+        measured=lambda state: state.params,
         evaluate=lambda state: measure(state, int(state.step)),
         # Other games than those by which the best player is chosen.
         test=lambda state: measure(state, config.steps + 1),

@@ -78,11 +78,14 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
     model = Classifier(network(config), len(data.names), config.dropout)
 
     def init_model(key):
-        params = model.init(key, jnp.zeros((1, 1), jnp.int32), train=False)["params"]
-        if config.start:
-            part = lambda state: state.params
-            params |= {"network": starting.learned(build, config, run, part, params["network"])}
-        return params, ()
+        return model.init(key, jnp.zeros((1, 1), jnp.int32), train=False)["params"], ()
+
+    def begin(state):
+        if not config.start:
+            return state
+        drawn, part = state.params["network"], lambda state: state.params
+        found = starting.learned(build, config, run, part, drawn)
+        return state.replace(params={**state.params, "network": found})
 
     # Loss. Equation 5: that of the labels, and lambda times that of the text.
     def loss(params, extra, batch, key):
@@ -121,6 +124,7 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
         data=data.train,
         batch=data.batch,
         init=algorithm.init,
+        begin=begin,
         step=algorithm.step,
         evaluate=lambda state: mean(state, data.held_out("validation")),
         test=lambda state: mean(state, data.held_out("test")),

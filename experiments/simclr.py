@@ -115,13 +115,15 @@ def build(config: Config | ImageNet, run: Run) -> Experiment:
 
     def init_model(key):
         variables = model.init(key, jnp.zeros((1, *data.shape)), train=False)
-        params, statistics = variables["params"], variables["batch_stats"]
-        if config.start:
-            encoder_of = lambda state: (state.params["encoder"], state.extra)
-            drawn = params["encoder"], statistics
-            found, statistics = starting.learned(build, config, run, encoder_of, drawn)
-            params = {**params, "encoder": found}
-        return params, statistics
+        return variables["params"], variables["batch_stats"]
+
+    def begin(state):
+        if not config.start:
+            return state
+        encoder_of = lambda state: (state.params["encoder"], state.extra)
+        drawn = encoder_of(state)
+        encoder, statistics = starting.learned(build, config, run, encoder_of, drawn)
+        return state.replace(params={**state.params, "encoder": encoder}, extra=statistics)
 
     def apply(params, statistics, image, train):
         variables = {"params": params, "batch_stats": statistics}
@@ -172,6 +174,7 @@ def build(config: Config | ImageNet, run: Run) -> Experiment:
         data=data.train,
         batch=data.batch,
         init=algorithm.init,
+        begin=begin,
         step=algorithm.step,
         evaluate=lambda state: tests(state, "validation"),
         test=lambda state: tests(state, "test"),

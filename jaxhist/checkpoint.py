@@ -17,15 +17,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxhist import UserError, devices, malloc, processes, warn
-from jaxhist.algorithm import Key, State, keys
+from jaxhist import UserError, malloc, processes, warn
+from jaxhist.algorithm import State
 from jaxhist.files import write_durably
 
 SUMS = "SHA256SUMS"
@@ -229,29 +229,33 @@ class Checkpoints:
 
     def restore(self, step: int, like: State) -> tuple[State, Progress]:
         """A checkpoint, laid out on the devices as `like`, a State of jax.ShapeDtypeStructs with
-        shardings: on as many devices as there are now, not as there were.
+        shardings: on as many devices as there are now, not as there were. `only` makes one of which
+        not all is read.
 
         Its files are not verified here, but in `newest` and `best`.
 
         Raises:
           UserError: it holds a state of another shape.
         """
-        folder = self.folder / str(step)
-        tree = self._orbax.metadata(self._path / str(step)).item_metadata.tree
-        fields = Progress()._asdict()
-        fields = {name: np.asarray(fields[name]) for name in fields if name in tree["progress"]}
-        target = {"state": like, "progress": fields}  # older runs have fewer of them
-        there, here = _shapes(tree), _shapes(target)
-        if there != here:
-            name = sorted(dict(there.items() ^ here.items()))[0]
-            raise UserError(
-                f"checkpoint {folder} is of another program: {name} is {there.get(name)} there, "
-                f"{here.get(name)} here"
-            )
-        saved = self._orbax.restore(self._path / str(step), args=ocp.args.StandardRestore(target))
+        path = self._path / str(step)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
+            tree = orbax.metadata(path).item_metadata.tree
+            fields = Progress()._asdict()
+            fields = {name: np.asarray(fields[name]) for name in fields if name in tree["progress"]}
+            target = {"state": like, "progress": fields}  # older runs have fewer of them
+            there, here = _shapes(tree), _shapes(target)
+            for name in sorted(there.keys() | here.keys()):
+                if here.get(name, ()) not in (None, there.get(name)):
+                    raise UserError(
+                        f"checkpoint {self.folder / str(step)} is of another program: {name} is "
+                        f"{there.get(name)} there, {here.get(name)} here"
+                    )
+            where = ocp.checkpoint_utils.construct_restore_args(target)
+            saved = orbax.restore(path, ocp.args.PyTreeRestore(item=target, restore_args=where))
         progress = {name: value.item() for name, value in saved["progress"].items()}
         self._previous = {step, progress["best_step"]} - {-1}
-        return saved["state"], Progress(**progress)
+        state = jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, saved["state"])
+        return state, Progress(**progress)
 
     def best(self, state: State, progress: Progress, like: State) -> State:
         """The state with the best score; where there is none, or it is damaged, `state`."""
@@ -302,23 +306,22 @@ def finished(workdir: epath.PathLike) -> list[int]:
     return sorted(steps, reverse=True)
 
 
-def tested(workdir: epath.PathLike, init: Callable[[Key], State]) -> State:
+def tested(workdir: epath.PathLike, like: State) -> State:
     """The state that a run's test measures: the best where there is a score, else the last. The run
     may go on meanwhile.
 
     Args:
       workdir: of the run.
-      init: the experiment's, for the shapes.
+      like: as in `Checkpoints.restore`.
 
     Raises:
-      UserError: there is no checkpoint yet.
+      UserError: there is no checkpoint yet, or it is of another shape.
     """
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        layout = devices.layout(devices.mesh(), jax.eval_shape(init, keys(0).init))
         while (newest := checkpoints.newest()) is not None:
             try:
-                state, progress = checkpoints.restore(newest, layout)
-                found = checkpoints.best(state, progress, layout)
+                state, progress = checkpoints.restore(newest, like)
+                found = checkpoints.best(state, progress, like)
             except Exception:  # of many kinds, where files go while they are read
                 if newest in checkpoints.steps():
                     raise
@@ -329,12 +332,17 @@ def tested(workdir: epath.PathLike, init: Callable[[Key], State]) -> State:
         raise UserError(f"no checkpoint in {workdir} yet")
 
 
+def only(like: State, part: Callable[[State], Any]) -> State:
+    """To restore that part and the step, and None in the place of every other array."""
+    wanted = {id(leaf) for leaf in jax.tree.leaves((like.step, part(like)))}
+    return jax.tree.map(lambda leaf: leaf if id(leaf) in wanted else ocp.PLACEHOLDER, like)
+
+
 def _shapes(tree) -> dict[str, tuple]:
-    """Path in the tree -> shape and dtype."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (leaf.shape, np.dtype(leaf.dtype))
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    """Path in the tree -> shape and dtype; None of what is not wanted."""
+    of = lambda leaf: (leaf.shape, np.dtype(leaf.dtype)) if leaf is not ocp.PLACEHOLDER else None
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="."): of(leaf) for k, leaf in leaves}
 
 
 def _sums(folder: epath.Path) -> str:

@@ -25,9 +25,8 @@ import numpy as np
 from etils import epath, epy
 from matplotlib.figure import Figure
 
-from jaxhist import UserError, devices, log, tell
-from jaxhist.algorithm import State
-from jaxhist.checkpoint import tested
+from jaxhist import UserError, checkpoint, devices, log, tell
+from jaxhist.algorithm import State, keys
 from jaxhist.files import failing_in_one_line, write_durably
 from jaxhist.stopping import asking
 from jaxhist.train import Experiment, Run, train
@@ -164,7 +163,19 @@ def _train(name, build, config, run: Run, interrupted) -> Trained:
     else:
         tell(f"training {run.workdir}")
         train(experiment, run, identity, interrupted)
-    return Trained(config, run, log.read(run.workdir), lambda: tested(run.workdir, experiment.init))
+    return Trained(config, run, log.read(run.workdir), lambda: tested(experiment, run))
+
+
+def tested(experiment: Experiment, run: Run) -> State:
+    """The state that a run's test measures, split over the devices as when it was trained. What
+    neither `evaluate` nor `test` looks at is None.
+
+    Raises:
+      UserError: there is no checkpoint yet, or it is of another program.
+    """
+    shapes = jax.eval_shape(experiment.init, keys(0).init)
+    layout = devices.layout(devices.mesh(run.devices, run.mesh), shapes, experiment.tensor)
+    return checkpoint.tested(run.workdir, checkpoint.only(layout, experiment.measured))
 
 
 def _equation(claim: Equation) -> dict:

@@ -2,7 +2,7 @@
 
     python -m experiments.NAME                            what it can do
     python -m experiments.NAME train [PRESET] [OPTIONS]   train, or go on where a run stopped
-    python -m experiments.NAME evaluate DIR               measure a run's checkpoint, as JSON
+    python -m experiments.NAME evaluate DIR [OPTIONS]     measure a run's checkpoint, as JSON
     python -m experiments.NAME describe [PRESET]          parameters, FLOPs, memory; no training
     python -m experiments.NAME plan [PRESET] --topology v5e:4x4   does it fit there, and how fast
     python -m experiments.NAME claims [--only R1] [--seeds 5]   what the paper says, put to the test
@@ -31,9 +31,9 @@ import jax
 import tyro
 
 from jaxhist import UserError, claims, devices, flops, log, malloc, plan, processes, tell
-from jaxhist.algorithm import State, keys
-from jaxhist.checkpoint import tested
+from jaxhist.algorithm import keys
 from jaxhist.claims import Check, Claim, Equation
+from jaxhist.devices import WHOLE, Axes
 from jaxhist.stopping import Interrupted
 from jaxhist.train import Experiment, Run, train
 
@@ -122,15 +122,14 @@ class _Script:
         return 0
 
     def evaluate(self, arguments: list[str]) -> int:
-        usage = f"python -m experiments.{self.name} evaluate DIR"
-        if arguments in (["-h"], ["--help"]):
-            print(usage)
-            return 0
-        if len(arguments) != 1 or arguments[0].startswith("-"):
-            raise _UsageError(usage)
-        config, run, state = self._trained(*arguments)
-        experiment = self.build(config, run)
-        measured = {"evaluate": experiment.evaluate(state), "test": experiment.test(state)}
+        program = f"python -m experiments.{self.name} evaluate DIR"
+        if {"-h", "--help"} & set(arguments):
+            tyro.cli(_Trained, prog=program, args=["--help"])
+        workdir, where, others = _parse_trained(program, arguments)
+        if others:
+            raise _UsageError(f"{program} has no {' '.join(others)}")
+        with self._trained(workdir, where) as (_, _, experiment, state):
+            measured = {"evaluate": experiment.evaluate(state), "test": experiment.test(state)}
         scalars = {phase: log.scalars(metrics) for phase, metrics in measured.items()}
         print(json.dumps({"step": int(state.step), **scalars}))
         return 0
@@ -139,11 +138,11 @@ class _Script:
         program = f"python -m experiments.{self.name} {name} DIR"
         function = self.commands[name]
         if {"-h", "--help"} & set(arguments):
-            tyro.cli(partial(function, None, None, None), prog=program, args=["--help"])
-        if not arguments or arguments[0].startswith("-"):
-            raise _UsageError(f"{program} [OPTIONS]")
-        workdir, *options = arguments
-        tyro.cli(partial(function, *self._trained(workdir)), prog=program, args=options)
+            places = f"{program} [--run.devices N] [--run.mesh.AXIS N]"
+            tyro.cli(partial(function, None, None, None), prog=places, args=["--help"])
+        workdir, where, options = _parse_trained(program, arguments)
+        with self._trained(workdir, where) as (config, run, _, state):
+            tyro.cli(partial(function, config, run, state), prog=program, args=options)
         return 0
 
     def describe(self, arguments: list[str]) -> int:
@@ -236,14 +235,23 @@ class _Script:
         *own, config, run = (getattr(chosen, name) for name, *_ in parts)
         return config, run, *own
 
-    def _trained(self, workdir: str) -> tuple[Any, Run, State]:
-        """The configuration of a run, the run, and the state that was tested."""
+    @contextlib.contextmanager
+    def _trained(self, workdir: str, where: "_Where") -> Iterator[tuple]:
+        """The configuration of a run, the run, the experiment and the state that was tested."""
         header = log.read(workdir)[0]
         if header["experiment"] != self.name:
             raise UserError(f"{workdir} holds a run of {header['experiment']}, not of {self.name}")
         config = self._config(header["config"])
-        run = Run(workdir=workdir, seed=header["seed"])
-        return config, run, tested(workdir, self.build(config, run).init)
+        mesh = where.mesh
+        if mesh == WHOLE:  # not given
+            was = header["starts"][-1].get("mesh", {})
+            split = Axes(fsdp=was.get("fsdp", 1), tensor=was.get("tensor", 1))
+            if devices.mesh(where.devices).size % (split.fsdp * split.tensor) == 0:
+                mesh = split
+        run = Run(workdir=workdir, seed=header["seed"], devices=where.devices, mesh=mesh)
+        experiment = self.build(config, run)
+        with jax.set_mesh(devices.mesh(run.devices, run.mesh)):
+            yield config, run, experiment, claims.tested(experiment, run)
 
     def _config(self, saved: dict) -> Any:
         for config in self.presets.values():
@@ -252,6 +260,26 @@ class _Script:
         raise UserError(
             f"the run was made by another version of {self.name}, with {', '.join(saved)}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """What a run's checkpoint is opened on."""
+
+    devices: int = 0  # how many devices to use, 0 for all
+    mesh: Axes = WHOLE  # split as when it was trained, where there are devices for that
+
+
+_Trained = dataclasses.make_dataclass("_Trained", [("run", _Where, _Where())], frozen=True)
+
+
+def _parse_trained(program: str, arguments: list[str]) -> tuple[str, _Where, list[str]]:
+    """DIR [--run.field value ...], and what is left for the command."""
+    if not arguments or arguments[0].startswith("-"):
+        raise _UsageError(f"{program} [OPTIONS]")
+    workdir, *options = arguments
+    of, others = tyro.cli(_Trained, prog=program, args=options, return_unknown_args=True)
+    return workdir, of.run, others
 
 
 def _stopped(workdir: str) -> int:

@@ -95,7 +95,7 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
         if (workdir / FILE).exists():
             header = read(workdir)[0]
             starts = header.pop("starts")
-            if differing := _differences(header, json.loads(json.dumps(identity))):
+            if differing := differences(header, json.loads(json.dumps(identity))):
                 longer = re.fullmatch(r"steps is \d+ there, \d+ here", differing)
                 raise UserError(
                     f"{workdir} holds another run ({differing}); "
@@ -122,7 +122,7 @@ def changed(workdir: epath.PathLike, starts: list[dict], here: dict) -> str:
         return ""
     there = starts[-1]
     old, new = there.get("arithmetic"), here["arithmetic"]
-    if old and (differing := _differences(old, new)):
+    if old and (differing := differences(old, new)):
         raise UserError(
             f"{workdir} holds a run of other numbers ({differing}); set this as it was there, or "
             "choose another directory with --run.workdir"
@@ -130,16 +130,16 @@ def changed(workdir: epath.PathLike, starts: list[dict], here: dict) -> str:
     names = ["devices", "versions"]
     names += ["processor", "cores"] if here["devices"].endswith("cpu") else []
     of = lambda start: {name: start[name] for name in names if name in there}
-    return _differences(of(there), of(here))
+    return differences(of(there), of(here))
 
 
-def _differences(there: dict, here: dict) -> str:
-    """Such as `depth is 20 there, 56 here`."""
+def differences(there: dict, here: dict) -> str:
+    """Of two dictionaries, such as `depth is 20 there, 56 here`."""
     texts = []
     for name in there.keys() | here.keys():
         a, b = there.get(name), here.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            texts.append(_differences(a, b))
+            texts.append(differences(a, b))
         elif a != b:
             texts.append(f"{name} is {a!r} there, {b!r} here")
     return "; ".join(sorted(filter(None, texts)))

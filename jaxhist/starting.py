@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from jaxhist import UserError, checkpoint, log
+from jaxhist import UserError, checkpoint, devices, log
 from jaxhist.algorithm import State, keys
 from jaxhist.train import Run
 
@@ -15,22 +15,18 @@ from jaxhist.train import Run
 def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any], like: Any) -> Any:
     """What another run has learned, in the place of what an `init` has drawn.
 
-    It is not read where a state is only described, by a run without a directory, or comes from this
-    run's own checkpoint: what it has begun with may be gone by then.
-
     Args:
       build: makes the other run's experiment from its configuration.
       config: `start` is the other run's directory, in the same one as this run's; {seed} in it
         stands for this run's seed.
       run: this one.
-      part: state -> what is wanted of the other run's.
-      like: what it takes the place of, a pytree of arrays of the same shapes.
+      part: state -> what is wanted of the other run's. No more is read.
+      like: what it takes the place of, a pytree of arrays of the same shapes. It lies on the
+        devices as they do.
 
     Raises:
       UserError: there is no such run, it has another network, or it has no checkpoint.
     """
-    if not run.workdir or checkpoint.finished(run.workdir):
-        return like
     workdir = epath.Path(run.workdir).parent / config.start.replace("{seed}", str(run.seed))
     header = log.read(workdir)[0]
     if header["config"].keys() != asdict(config).keys():
@@ -38,13 +34,15 @@ def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any]
     # What it began with itself does not matter any more.
     alone = replace(type(config)(**header["config"]), start="")
     init = build(alone, Run(workdir=str(workdir), seed=header["seed"])).init
+    there = jax.eval_shape(init, keys(0).init)
     shapes = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
-    wanted = shapes(like)
-    if shapes(part(jax.eval_shape(init, keys(0).init))) != wanted:
-        raise UserError(f"{workdir} holds a run with another network: {header['config']}")
-    with jax.ensure_compile_time_eval():  # also while a program is traced
-        found = jax.device_get(part(checkpoint.tested(workdir, init)))
-    # A program would have constants written into it, which takes long where they are many and fails
-    # above 2 GB; so it asks for them when it runs. They are in memory by then: while it waits for
-    # files, several devices wait for each other and give up after 40 seconds.
-    return jax.pure_callback(lambda: found, wanted)
+    if shapes(part(there)) != shapes(like):
+        differing = log.differences(asdict(alone), asdict(replace(config, start="")))
+        raise UserError(f"{workdir} holds a run with another network ({differing})")
+    wanted = zip(jax.tree.leaves(part(there)), jax.tree.leaves(like), strict=True)
+    where = {id(leaf): array.sharding for leaf, array in wanted}
+    whole = devices.whole(devices.mesh(run.devices, run.mesh))
+    placed = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where.get(id(a), whole)), there
+    )
+    return part(checkpoint.tested(workdir, checkpoint.only(placed, part)))

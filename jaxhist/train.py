@@ -32,6 +32,8 @@ class Experiment(NamedTuple):
     patience: int = 0  # evaluations without a better score before stopping; 0 never stops
     save_every: int = 200  # steps from one checkpoint to the next; more for a large state
     tensor: devices.Rules = devices.NOTHING  # what of the state is split over that axis
+    begin: Callable[[State], State] = lambda state: state  # on what `init` has drawn, for a new run
+    measured: Callable[[State], Any] = lambda state: (state.params, state.extra)  # by the tests
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ def train(
     for name, every in zip(("log_every", "save_every", "evaluate_every"), everies, strict=True):
         if every < 1:
             raise UserError(f"{name} must be at least 1")
-    key = keys(run.seed)
-    workdir = epath.Path(run.workdir)
+    key, workdir = keys(run.seed), epath.Path(run.workdir)
     identity = {**identity, "seed": run.seed}
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         # 1. Nobody else trains here, and what is here is this run.
@@ -88,7 +89,8 @@ def train(
         if starts and (last := log.read(workdir)[-1]).pop("phase", "") == "test":
             tell(f"{workdir} has ended, and is tested at step {last.pop('step')}")
             return last
-        here = {**devices.machine(mesh), "arithmetic": devices.arithmetic()}
+        here = {"time": time.strftime("%F %T%z"), **devices.machine(mesh), "mesh": dict(mesh.shape)}
+        here |= {"arithmetic": devices.arithmetic()}
         if (differing := log.changed(workdir, starts, here)) and processes.first():
             warn(f"{workdir} was trained elsewhere ({differing}); its bits may be others from now")
 
@@ -103,9 +105,8 @@ def train(
             if starts:
                 warn(f"{workdir} holds a run but no checkpoint yet; it begins again")
             init = jax.jit(experiment.init, out_shardings=devices.shardings(layout))
-            state, progress = init(key.init), Progress()
+            state, progress = experiment.begin(init(key.init)), Progress()
         start = step = int(state.step)
-
         over = lambda: step >= experiment.steps or 0 < experiment.patience <= progress.since
 
         # 3. The step, compiled once: what is compiled takes no other shapes. A test needs none.
@@ -116,8 +117,7 @@ def train(
             update = program.lower().compile()
 
         # 4. The log, cut back to the checkpoint.
-        here = {"step": start, "time": time.strftime("%F %T%z"), **here}
-        header = {**identity, "starts": [*starts, here]}
+        header = {**identity, "starts": [*starts, {"step": start, **here}]}
         cost, peak = flops.count(program.jaxpr.jaxpr), devices.peak_flops(mesh)
         history = log.Log(home, header, start, experiment.steps, cost, peak, progress.due)
         stack.callback(history.close)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from conftest import needs
 from every import BRIEF, brief
+from tiny import begun
 
 from experiments import bert as experiment
 from experiments import bert_tuning, bert_words
-from jaxhist import UserError, checkpoint, cli, devices, packed
+from jaxhist import UserError, claims, cli, devices, packed
 from jaxhist.algorithm import keys
 from jaxhist.data import documents, masked, wordpiece
 from jaxhist.models.bert import PreTraining, Size
@@ -127,14 +128,19 @@ def test_the_first_step_without_and_with_correction(corrected, first):
     np.testing.assert_allclose(updates["bias"], 0.5 * first, rtol=1e-3)
 
 
+def words(pretrained):
+    """The run that others begin with."""
+    run = Run(workdir=str(pretrained / "words-seed0"), devices=1)
+    return experiment.build(TINY, run), run
+
+
 @needs("sst_binary")
 def test_labels_are_learned_from_what_was_learned_before(pretrained):
     run = Run(workdir=str(pretrained / "tuned"), devices=1)
     build = lambda **changes: experiment.build(dataclasses.replace(TUNED, **changes), run)
-    init = lambda tuned: jax.device_get(jax.jit(tuned.init)(keys(0).init))
-    tuned, before = build(examples=50), experiment.build(TINY, Run(devices=1))
-    found = checkpoint.tested(pretrained / "words-seed0", before.init).params
-    state, scratch = init(tuned), init(build(start="", words="words-seed{seed}"))
+    tuned, scratch = build(examples=50), build(start="", words="words-seed{seed}")
+    found = claims.tested(*words(pretrained)).params
+    state, scratch = jax.device_get((begun(tuned), begun(scratch)))
     same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
     for part in ("encoder", "pooler"):
         assert same(state.params[part], found[part])
@@ -154,10 +160,9 @@ def test_labels_are_learned_from_what_was_learned_before(pretrained):
 def test_what_goes_on_has_the_moments_and_the_place_in_the_schedule(pretrained):
     config = dataclasses.replace(TINY, start="words-seed0", length=64, decay=100)
     run = Run(workdir=str(pretrained / "longer"), devices=1)
-    state = jax.jit(experiment.build(config, run).init)(keys(0).init)
-    found = checkpoint.tested(
-        pretrained / "words-seed0", experiment.build(TINY, Run(devices=1)).init
-    )
+    state = begun(experiment.build(config, run))
+    before, of = words(pretrained)
+    found = claims.tested(before._replace(measured=lambda state: state), of)
     jax.tree.map(np.testing.assert_array_equal, state.opt_state, found.opt_state)
     counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jnp.int32]
     assert state.step == 0 and counts and all(count == TINY.steps for count in counts)
@@ -170,7 +175,7 @@ def test_the_default_decay_counts_the_steps_of_the_run_before(pretrained):
 
     def moved(**changes):
         learning = experiment.build(dataclasses.replace(config, **changes), run)
-        state = jax.jit(learning.init)(keys(0).init)
+        state = begun(learning)
         after, _ = jax.jit(learning.step)(state, learning.data(0, state), keys(0).step)
         return jax.tree.map(np.subtract, after.params, state.params)
 
@@ -187,9 +192,7 @@ def test_the_default_decay_counts_the_steps_of_the_run_before(pretrained):
 def test_a_start_that_does_not_fit_is_one_line(pretrained, changes, says):
     run = Run(workdir=str(pretrained / "bad"), devices=1)
     with pytest.raises(UserError, match=says):
-        jax.eval_shape(
-            experiment.build(dataclasses.replace(TUNED, **changes), run).init, keys(0).init
-        )
+        begun(experiment.build(dataclasses.replace(TUNED, **changes), run))
 
 
 # The command `fill`.

@@ -232,7 +232,15 @@ def test_whoever_reads_beside_a_run_takes_the_next_checkpoint(moment, checkpoint
         return true(self, *of)
 
     monkeypatch.setattr(Checkpoints, moment, meanwhile)
-    assert_same(checkpoint.tested(checkpoints.folder.parent, lambda key: state(0)), state(8))
+    assert_same(checkpoint.tested(checkpoints.folder.parent, LIKE), state(8))
+
+
+def test_what_is_not_wanted_is_not_read(checkpoints):
+    save(checkpoints, 7)
+    found, _ = checkpoints.restore(7, checkpoint.only(LIKE, lambda state: state.params["a"]))
+    np.testing.assert_array_equal(found.params["a"], state(7).params["a"])
+    assert (int(found.step), found.params["b"]) == (7, None)
+    assert jax.tree.leaves((found.opt_state, found.extra)) == []
 
 
 def test_a_damaged_best_checkpoint_is_named_and_the_last_state_used(checkpoints, capsys):

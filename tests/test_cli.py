@@ -286,7 +286,9 @@ def python(*arguments, **environment):
 
 def test_what_a_notebook_leaves_in_the_environment():
     """It names its own way to show pictures, which is not installed here."""
-    process = python("-c", "import jaxhist, matplotlib", MPLBACKEND="module://matplotlib_inline.backend_inline")
+    process = python(
+        "-c", "import jaxhist, matplotlib", MPLBACKEND="module://matplotlib_inline.backend_inline"
+    )
     assert (process.returncode, process.stderr) == (0, "")
     kept = "import jaxhist, matplotlib; print(matplotlib.rcParams['backend'])"
     assert python("-c", kept, MPLBACKEND="svg").stdout == "svg\n"

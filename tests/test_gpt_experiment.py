@@ -15,6 +15,7 @@ import pytest
 from conftest import needs
 from forked import Command
 from matplotlib.figure import Figure
+from tiny import begun
 
 from experiments import gpt, gpt_claims, gpt_recipe, gpt_text, gpt_tuning
 from jaxhist import UserError, cli, log
@@ -218,7 +219,7 @@ def read(tmp_path_factory):
         states[network] = state = drawn(lambda init=init: init(keys(7).init))
         Path(run.workdir).mkdir()
         Path(run.workdir, text.FILE).write_text(vocabulary)
-        Path(run.workdir, log.FILE).write_text(json.dumps({**header, "starts": []}) + "\n")
+        Path(run.workdir, log.FILE).write_text(json.dumps({**header, "starts": [{}]}) + "\n")
         with contextlib.closing(Checkpoints(run.workdir)) as checkpoints:
             checkpoints.save(0, state, Progress())
     return folder, states
@@ -233,14 +234,14 @@ def tuning(read, name="tuned", **changes):
 @needs("sst_binary")
 def test_it_begins_with_what_was_learned_before(read, network):
     tuned = tuning(read, network=network, start=network + "-seed{seed}")
-    found = jax.jit(tuned.init)(keys(0).init).params["network"]
+    found = begun(tuned).params["network"]
     jax.tree.map(np.testing.assert_array_equal, found, read[1][network].params)
 
 
 @needs("sst_binary")
 def test_labels_and_text_move_all_parameters(read):
     tuned = tuning(read, start="transformer-seed{seed}")
-    state = jax.device_get(jax.jit(tuned.init)(keys(0).init))
+    state = jax.device_get(begun(tuned))
     batch = jax.device_get(tuned.data(0, state))
     assert batch["tokens"].shape == (8, 32) and (batch["tokens"][:, 0] == EOS).all()
     after, metrics = jax.device_get(jax.jit(tuned.step)(state, batch, keys(0).step))
@@ -267,7 +268,7 @@ def test_from_scratch_the_vocabulary_is_the_same(read):
 @needs("sst_binary")
 def test_what_does_not_fit_is_one_line(read, capsys):
     with pytest.raises(UserError, match="another network"):
-        jax.eval_shape(tuning(read, start="lstm-seed0").init, keys(0).init)
+        begun(tuning(read, start="lstm-seed0"))
     with pytest.raises(UserError, match="are for labels"):
         gpt.build(dataclasses.replace(READ, start="transformer-seed0"), Run(devices=1))
     assert complete(Run(workdir=str(read[0] / "lstm-seed0")), "a") == 1

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sets
+import tensorflow_datasets as tfds
 from conftest import needs
 
 from experiments import gpt_text
@@ -119,6 +121,17 @@ def test_a_large_set_is_not_read_whole(monkeypatch):
     rows = jax.device_get(make().train(1, None))["tokens"]
     assert rows.shape == (2, 41) and (rows != PAD).all()
     np.testing.assert_array_equal(jax.device_get(make().train(1, None))["tokens"], rows)
+
+
+def test_documents_that_are_all_empty(data_sets):
+    documents = [{"text": ""}] * 20
+    text = {"text": tfds.features.Text()}
+    sets.write(data_sets, "tiny", text, train=documents, test=documents)
+    empty = corpus("tiny", unit="bytes", vocabulary=300)
+    with pytest.raises(UserError, match="all documents of tiny train are empty"):
+        empty.train(0, None)
+    with pytest.raises(UserError, match="all documents of tiny test are empty"):
+        empty.tokens_per_character("test")
 
 
 def test_what_cannot_be_read_is_said_in_one_line(few):

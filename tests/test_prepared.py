@@ -83,3 +83,32 @@ def test_an_example_that_cannot_be_read_is_named(damage, says, tmp_path):
     with pytest.raises(UserError, match=says) as raised:
         list(found)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff"])
+def test_a_damaged_description_is_no_missing_set(file, text, data_sets):
+    sets.write(data_sets, "tiny", {"text": tfds.features.Text()}, train=[{"text": "a"}])
+    (data_sets / "tiny/1.0.0" / file).write_bytes(text)
+    with pytest.raises(UserError, match=f"description of data set 'tiny' in {data_sets} is dam"):
+        prepared.parallel_texts("tiny", ["text"])
+
+
+def no_home(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)  # of nobody
+
+
+def a_file(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", __file__)
+
+
+@pytest.mark.parametrize(
+    "home, says", [(no_home, "there is no home directory"), (a_file, "cannot be written: not a di")]
+)
+def test_a_cache_that_cannot_be_kept(home, says, monkeypatch):
+    """It is said before the work."""
+    home(monkeypatch)
+    with pytest.raises(UserError, match=f"{says}.*set XDG_CACHE_HOME to a directory"):
+        prepared.cached("nothing", lambda: pytest.fail("it was made"))

@@ -11,6 +11,7 @@ import optax
 import pytest
 from conftest import needs
 from counts import image, shapes
+from tiny import begun
 
 from experiments import simclr, simclr_imagenet
 from jaxhist import UserError, devices, evaluate, losses
@@ -212,7 +213,7 @@ def pretrained(stepped, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     workdir = folder / "views-seed0"
     workdir.mkdir()
-    header = {"experiment": "simclr", "config": asdict(TINY), "seed": 0, "starts": []}
+    header = {"experiment": "simclr", "config": asdict(TINY), "seed": 0, "starts": [{}]}
     (workdir / "log.jsonl").write_text(json.dumps(header) + "\n")
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         checkpoints.save(1, stepped[1], Progress())
@@ -238,7 +239,7 @@ def test_labels_are_learned_from_the_encoder_of_another_run(stepped, pretrained,
     config = replace(TINY, learn=learn, start="views-seed{seed}", labels=20, rate=0.1)
     run = Run(workdir=str(pretrained / learn), devices=1)
     experiment = simclr.build(config, run)
-    state = jax.device_get(jax.jit(experiment.init)(keys(0).init))
+    state = jax.device_get(begun(experiment))
     there = stepped[1]
     same = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
     assert same(state.params["encoder"], there.params["encoder"]) and same(state.extra, there.extra)
@@ -256,14 +257,14 @@ def test_a_start_that_is_not_there_is_one_line(tmp_path):
     config = replace(TINY, learn="labels", start="nowhere")
     experiment = simclr.build(config, Run(workdir=str(tmp_path / "run"), devices=1))
     with pytest.raises(UserError, match=r"no run in .*nowhere"):
-        jax.eval_shape(experiment.init, keys(0).init)
+        begun(experiment)
 
 
 def test_a_start_with_another_network_is_one_line(pretrained):
     config = replace(TINY, learn="labels", start="views-seed0", widths=(8,))
     experiment = simclr.build(config, Run(workdir=str(pretrained / "run"), devices=1))
     with pytest.raises(UserError, match="another network"):
-        jax.eval_shape(experiment.init, keys(0).init)
+        begun(experiment)
 
 
 def test_the_few_labels_are_of_all_classes():

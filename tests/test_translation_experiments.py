@@ -11,7 +11,7 @@ import pytest
 from every import BRIEF
 
 from experiments import attention, seq2seq, transformer, translating, translating_claims
-from jaxhist import UserError, checkpoint, cli, devices, log, plots
+from jaxhist import UserError, claims, cli, devices, log, plots
 from jaxhist.algorithm import State, keys
 from jaxhist.claims import Trained
 from jaxhist.data import text, translation
@@ -190,8 +190,8 @@ def test_what_cannot_be_translated_is_one_line(
 def test_what_claims_measure(trained, monkeypatch):
     """Sentences in rows of their own have the perplexity that they have in rows with others."""
     config, run = trained[0], dataclasses.replace(trained[1], devices=0)
-    init = attention.build(config, run).init
-    one = Trained(config, run, log.read(run.workdir), lambda: checkpoint.tested(run.workdir, init))
+    state = lambda: claims.tested(attention.build(config, run), run)
+    one = Trained(config, run, log.read(run.workdir), state)
     parts = {"up to 3": (1, 3), "more": (4, 1000)}
     monkeypatch.setattr(translating_claims, "LENGTHS", parts)
     by_length = translating_claims.by_length(attention.translator, one)

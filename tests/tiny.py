@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from jaxhist import losses
-from jaxhist.algorithm import descend
+from jaxhist.algorithm import descend, keys
 from jaxhist.train import Experiment, train
 
 IDENTITY = {"experiment": "tiny", "config": {"rate": 0.1}}
@@ -42,6 +42,11 @@ def tiny(**changes) -> Experiment:
         evaluate_every=5,
     )
     return experiment._replace(**changes)
+
+
+def begun(experiment):
+    """The state that a new run begins with, on one device."""
+    return experiment.begin(jax.jit(experiment.init)(keys(0).init))
 
 
 def run_tiny(run, interrupted=lambda: False, **changes):
