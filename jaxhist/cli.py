@@ -138,16 +138,21 @@ class _Script:
 
         trace = jax.make_jaxpr(experiment.step, return_shape=True)
         program, (_, metrics) = trace(state, experiment.batch, key.step)
-        # The metrics are the last outputs, by name; the forward pass is what the losses need.
-        names = sorted(metrics)
-        losses = [i - len(names) for i, name in enumerate(names) if name.startswith("loss")]
+        # The metrics are the last outputs, by name.
+        outputs = {name: i - len(metrics) for i, name in enumerate(sorted(metrics))}
+        losses = [i for name, i in outputs.items() if name.startswith("loss")]
+        forward = flops.count(program.jaxpr, losses, backward=False)
+        training = flops.count(program.jaxpr)
+        # An example is what the step counts as one, or, if it gives no number, a row of the batch.
         examples = len(jax.tree.leaves(experiment.batch)[0])
-        forward = flops.count(program.jaxpr, losses) // examples
-        training = flops.count(program.jaxpr) // examples
+        if "count/examples" in outputs:
+            counted = program.jaxpr.outvars[outputs["count/examples"]]
+            examples = int(getattr(counted, "val", examples))  # of a number, not of a variable
         tell(f"{self.name}  {_fields(config)}")
         tell(f"parameters      {_count(state.params):>18,}")
-        tell(f"FLOPs           {forward:>18,}  forward, an example; two to a multiply-add")
-        tell(f"FLOPs           {training:>18,}  training, an example")
+        tell(f"FLOPs   {forward // examples:>26,}  forward, an example; two to a multiply-add")
+        tell(f"FLOPs   {training // examples:>26,}  training, an example")
+        tell(f"FLOPs   {training:>26,}  training, a step of {examples} examples")
         for name in ("params", "opt_state", "extra"):
             tell(f"memory          {_bytes(getattr(state, name)):>18,}  bytes, {name}")
         tell(f"memory          {_bytes(experiment.batch):>18,}  bytes, a batch of {examples}")
