@@ -154,7 +154,7 @@ def check(
 def _train(name, build, config, run: Run, interrupted) -> Trained:
     """Train one arm with one seed, unless that is done."""
     experiment = build(config, run)
-    identity = {"experiment": name, "config": asdict(config)}
+    identity = log.identity(name, config)
     log_file = epath.Path(run.workdir) / log.FILE
     if log_file.exists() and log.read(run.workdir)[-1].get("phase") == "test":
         with log.claim(run.workdir, {**identity, "seed": run.seed}):

@@ -14,6 +14,7 @@ everything saved: the same command goes on. A second signal ends the process at 
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import json
 import os
 import re
@@ -94,7 +95,7 @@ class _Script:
 
     def train(self, arguments: list[str]) -> int:
         config, run = self._parse("train", arguments)
-        identity = {"experiment": self.name, "config": dataclasses.asdict(config)}
+        identity = log.identity(self.name, config)
         job = processes.joined(run.distributed)
         with job, _interruptions() as interrupted:
             try:
@@ -230,17 +231,15 @@ class _Script:
         header = log.read(workdir)[0]
         if header["experiment"] != self.name:
             raise UserError(f"{workdir} holds a run of {header['experiment']}, not of {self.name}")
-        config = self._config(header["config"])
+        config = log.configuration(workdir, header, types(self.presets, self.claims))
         run = Run(workdir=workdir, seed=header["seed"])
         return config, run, tested(workdir, self.build(config, run).init)
 
-    def _config(self, saved: dict) -> Any:
-        for config in self.presets.values():
-            if {field.name for field in dataclasses.fields(config)} == saved.keys():
-                return type(config)(**saved)
-        raise UserError(
-            f"the run was made by another version of {self.name}, with {', '.join(saved)}"
-        )
+
+def types(presets: dict[str, Any], claims: dict[str, Claim | Equation]) -> list[type]:
+    """Of the configurations that a script knows: its presets, and the arms of its claims."""
+    arms = [claim.arms.values() for claim in claims.values() if isinstance(claim, Claim)]
+    return list(dict.fromkeys(map(type, itertools.chain(presets.values(), *arms))))
 
 
 def _stopped(workdir: str) -> int:

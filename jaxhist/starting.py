@@ -1,7 +1,7 @@
 """A run that begins with what another one has learned."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -33,10 +33,8 @@ def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any]
         return like
     workdir = epath.Path(run.workdir).parent / config.start.replace("{seed}", str(run.seed))
     header = log.read(workdir)[0]
-    if header["config"].keys() != asdict(config).keys():
-        raise UserError(f"{workdir} holds a run of {header['experiment']} with other fields")
     # What it began with itself does not matter any more.
-    alone = replace(type(config)(**header["config"]), start="")
+    alone = replace(log.configuration(workdir, header, [type(config)]), start="")
     init = build(alone, Run(workdir=str(workdir), seed=header["seed"])).init
     shapes = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
     wanted = shapes(like)

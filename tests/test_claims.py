@@ -9,8 +9,8 @@ from test_cli import assert_one_line
 from tiny import tiny
 
 import experiments
-from experiments import identity_mappings, resnet
-from jaxhist import UserError, claims
+from experiments import gan, gan_mixture, identity_mappings, resnet
+from jaxhist import UserError, claims, cli, log
 from jaxhist.claims import Check, Claim, Equation, judge
 from jaxhist.train import Interrupted
 
@@ -143,15 +143,60 @@ SCRIPTS = [
 WITH_CLAIMS = [script for script in SCRIPTS if hasattr(script, "CLAIMS")]
 
 
+def arms(script):
+    """Of all its claims."""
+    every = [one.arms for one in script.CLAIMS.values() if isinstance(one, Claim)]
+    return [(arm, config) for of_claim in every for arm, config in of_claim.items()]
+
+
+@pytest.mark.parametrize("script", WITH_CLAIMS, ids=lambda script: script.__name__)
+def test_a_log_says_of_which_type_a_configuration_is(script):
+    """And without its name, in an older log, the fields say it."""
+    known = cli.types(script.PRESETS, script.CLAIMS)
+    for _, config in [*script.PRESETS.items(), *arms(script)]:
+        header = json.loads(json.dumps(log.identity("one", config)))
+        assert log.configuration("run", header, known) == config
+        del header["type"]
+        assert log.configuration("run", header, known) == config
+
+
+def test_a_run_of_another_type_is_evaluated(command, tmp_path):
+    """A claim of GAN compares networks that learn a mixture on a line; its script evaluates them,
+    and goes on with a run that is older than the names of types."""
+    config = gan_mixture.Mixture(learns=True, batch=16, steps=2, evaluate_every=2)
+    one = claim(
+        arms={"mixture": config},
+        figures=lambda trained: {"V": trained.lines[-1]["V"]},
+        inequalities={"V < 0": lambda by: -by["mixture"]["V"]},
+    )
+    options = Check(seeds=1, workdir=f"{tmp_path}/runs", output=f"{tmp_path}/results")
+    check = lambda: claims.check("gan", {"N2": one}, gan.build, options, "", lambda: False)
+    check()
+    run = tmp_path / "runs" / "mixture-seed0"
+    header, *lines = log.read(run)
+    assert (header["experiment"], header["type"]) == ("gan", "gan_mixture.Mixture")
+    said = json.loads(command("evaluate", run, experiment="gan", check=0).stdout)
+    assert said["step"] == 2 and said["test"]["V"] == pytest.approx(lines[-1]["V"])
+    del header["type"]
+    text = "".join(json.dumps(line) + "\n" for line in [header, *lines])
+    (run / log.FILE).write_text(text)
+    assert json.loads(command("evaluate", run, experiment="gan", check=0).stdout) == said
+    check()
+    assert (run / log.FILE).read_text() == text
+    (run / log.FILE).write_text(text.replace('"learns"', '"learned"'))
+    process = command("evaluate", run, experiment="gan")
+    assert_one_line(process, "a run of another version of gan, whose configuration has learned")
+
+
 @pytest.mark.parametrize("script", WITH_CLAIMS, ids=lambda script: script.__name__)
 def test_claims_that_share_an_arm_share_its_configuration(script):
     """Since they share its runs."""
-    arms = {}
+    known = {}
+    for arm, config in arms(script):
+        assert known.setdefault(arm, config) == config
     for one in script.CLAIMS.values():
         if isinstance(one, Claim):
             assert one.says.endswith(".") and one.paper
-            for arm, config in one.arms.items():
-                assert arms.setdefault(arm, config) == config
 
 
 def test_unknown_claim(command):
