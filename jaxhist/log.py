@@ -2,7 +2,8 @@
 
 The first line of `log.jsonl` is the header: the experiment, the type of its configuration and all
 its fields, and every start of the run (step, time, devices, versions). Every other line is one step
-of one phase, "train", "evaluate" or "test":
+of one phase, "train", "evaluate" or "test"; of "diverged" the last one, where the loss of a step,
+counted from 0, was not finite:
 
     {"step": 20, "phase": "train", "loss": 0.41, "accuracy": 0.9, "speed": {"examples/s": 5120.0}}
 
@@ -210,7 +211,8 @@ class Log:
         self._recording = False
         with failing_in_one_line(self._workdir):
             kept = read(workdir)[1:] if start else []
-            kept = [line for line in kept if line["step"] <= start and line["phase"] != "test"]
+            ends = "test", "diverged"
+            kept = [x for x in kept if x["step"] <= start and x["phase"] not in ends]
             draft = self._workdir / f"{FILE}.draft"
             write_durably(draft, "".join(json.dumps(line) + "\n" for line in [header, *kept]))
             draft.replace(self._workdir / FILE)

@@ -9,6 +9,7 @@ from etils import epath
 
 from jaxhist import UserError, checkpoint, log
 from jaxhist.algorithm import State, keys
+from jaxhist.finite import Diverged
 from jaxhist.train import Run
 
 
@@ -28,11 +29,14 @@ def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any]
 
     Raises:
       UserError: there is no such run, it has another network, or it has no checkpoint.
+      Diverged: what begins with a run that has diverged has done so too.
     """
     if not run.workdir or checkpoint.finished(run.workdir):
         return like
     workdir = epath.Path(run.workdir).parent / config.start.replace("{seed}", str(run.seed))
-    header = log.read(workdir)[0]
+    header, *lines = log.read(workdir)
+    if lines and lines[-1]["phase"] == "diverged":
+        raise Diverged(0, f"{workdir} has diverged; begin with another run")
     # What it began with itself does not matter any more.
     alone = replace(log.configuration(workdir, header, [type(config)]), start="")
     init = build(alone, Run(workdir=str(workdir), seed=header["seed"])).init

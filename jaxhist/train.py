@@ -157,9 +157,11 @@ def train(
             checkpoints.wait()
             batch = devices.gathered(mesh, experiment.data(error.step, state))
             file = files.write_arrays(home, error.step, batch)
-            raise UserError(
+            history.write("diverged", error.step, {})
+            raise finite.Diverged(
+                error.step,
                 f"{error}; its batch is in {file}, the last good checkpoint is "
-                f"{next(iter(checkpoints.steps()), 'none')}; try a lower learning rate elsewhere"
+                f"{next(iter(checkpoints.steps()), 'none')}; try a lower learning rate elsewhere",
             ) from error
         if stopping and not over():
             raise Interrupted
