@@ -419,6 +419,7 @@ CLAIMS = {
         },
         picture=draw_costs,
         log_every=1,
+        diverged={"training cost": np.inf, "in epoch 1": np.inf},
     ),
     "K6": Equation(
         says="The steps do not depend on the scale of the loss; those of SGD do.",

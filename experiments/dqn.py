@@ -281,6 +281,7 @@ CLAIMS = {
         },
         picture=draw_predictions,
         log_every=20,
+        diverged={"trend": -1.0, "largest": np.inf, "unsteadiness": np.inf},
     ),
     "Q4": Claim(
         says="It plays far better than at random.",

@@ -70,6 +70,7 @@ def q_learning(
             "score": state.extra.games.final.mean(),  # of the last game that ended, in each place
             "epsilon": practice.epsilon(indices[-1] * practice.actions),
             "count/actions": rounds * practice.actions,
+            "count/examples": numbers.size,  # that are drawn from the memory
         }
         return state.replace(step=state.step + 1), metrics
 
@@ -103,6 +104,7 @@ def q_learning_outside(learner: Learner, practice: Practice) -> Algorithm:
             "epsilon": batch["epsilon"].mean(),
             "count/actions": practice.actions,
             "count/frames": 4 * practice.actions,
+            "count/examples": batch["number"].size,  # that are drawn from the memory
         }
         return state.replace(step=state.step + 1), metrics
 

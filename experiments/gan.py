@@ -110,14 +110,15 @@ def build(config: Config | Mixture, run: Run) -> Experiment:
         data = batches.on_device(train, size, run.seed, mesh, scaled)
 
     # Model.
-    widths = tuple(config.widths)
     if config.network == "maxout":
         marginals = lambda *_: gan.log_odds(train()["image"])
-        generator = gan.Generator(shape, widths, output_bias=marginals)
+        generator = gan.Generator(shape, config.widths, output_bias=marginals)
         networks = Players(generator, gan.Discriminator(config.units))
     else:
-        generator = dcgan.Generator(shape, widths, normalize=config.normalize)
-        networks = Players(generator, dcgan.Discriminator(widths, normalize=config.normalize))
+        generator = dcgan.Generator(shape, config.widths, normalize=config.normalize)
+        networks = Players(
+            generator, dcgan.Discriminator(config.widths, normalize=config.normalize)
+        )
 
     @jax.jit
     def generate(state, noise):

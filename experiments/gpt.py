@@ -298,6 +298,7 @@ CLAIMS = {
         inequalities={"loss: GPT-2 < GPT-1": lambda by: by["GPT-1"]["loss"] - by["GPT-2"]["loss"]},
         picture=gpt_claims.draw_norms,
         log_every=5,
+        diverged={"loss": np.inf},
     ),
 }
 

@@ -150,6 +150,7 @@ CLAIMS = {
             "training loss: 3 of the 4 others are higher by 5 %": lambda by: others(by)[1] - 0.05,
         },
         picture=draw_training_losses,
+        diverged={"training loss": np.inf},
     ),
     "R5": Claim(
         says="Activation before the convolutions makes very deep networks easier to train.",
@@ -165,6 +166,7 @@ CLAIMS = {
             )
         },
         picture=draw_training_losses,
+        diverged={"training loss": np.inf},
     ),
 }
 

@@ -219,6 +219,7 @@ CLAIMS = {
             )
         },
         picture=draw_errors,
+        diverged={"training error": 100.0, "test error": 100.0},
     ),
     "R2": Claim(
         says="With shortcuts the deep network trains as well as the shallow one.",
@@ -234,6 +235,7 @@ CLAIMS = {
             ),
         },
         picture=draw_errors,
+        diverged={"training error": 100.0, "test error": 100.0},
     ),
     "R3": Claim(
         says="A residual network that is too deep for its data trains well and predicts worse.",

@@ -114,7 +114,8 @@ def translator(config: Config, run: Run) -> Translator:
         weights = last["source_attention"]["weights"][0][0]  # [H, T, S]
         return {f"head {i + 1}": weights[i] for i in range(config.heads)}
 
-    return Translator(model, corpus, lambda state: state.extra, heads)
+    # Section 6.1: a beam search with a length penalty of 0.6.
+    return Translator(model, corpus, lambda state: state.extra, heads, alpha=0.6)
 
 
 def build(config: Config, run: Run) -> Experiment:
@@ -145,7 +146,7 @@ def build(config: Config, run: Run) -> Experiment:
         state, metrics = algorithm.step(state, batch, key)
         return state.replace(extra=averaged(state, config)), metrics
 
-    validate, test = translating_tests.tests(both, run, config.beams, alpha=0.6)
+    validate, test = translating_tests.tests(both, run, config.beams)
     return Experiment(
         data=data.train,
         batch=data.batch,
@@ -192,8 +193,14 @@ ARMS = {
 
 def build_any(config: Config | attention.Config, run: Run) -> Experiment:
     """Also of the network that the claims compare with."""
-    script = attention.build if isinstance(config, attention.Config) else build
-    return script(config, run)
+    of = attention.build if isinstance(config, attention.Config) else build
+    return of(config, run)
+
+
+def translator_any(config: Config | attention.Config, run: Run) -> Translator:
+    """Also that network."""
+    of = attention.translator if isinstance(config, attention.Config) else translator
+    return of(config, run)
 
 
 def arms(*names: str) -> dict[str, Any]:
@@ -270,4 +277,4 @@ CLAIMS = {
 
 
 if __name__ == "__main__":
-    main(build_any, PRESETS, CLAIMS, {"translate": translating.command(translator, alpha=0.6)})
+    main(build_any, PRESETS, CLAIMS, {"translate": translating.command(translator_any)})

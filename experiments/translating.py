@@ -28,6 +28,7 @@ class Translator(NamedTuple):
     corpus: Parallel
     params: Callable[[State], Any]  # those to translate with
     panels: Panels | None = None  # what it looks at, for the picture
+    alpha: float = 0.0  # of the length penalty of a beam search
 
 
 def corpus(config: Any, run: Run, reverse: bool = False) -> Parallel:
@@ -98,11 +99,11 @@ class Translations(NamedTuple):
 
 
 def translate_with(
-    translator: Translator, run: Run, beams: int, alpha: float, size: int = 100
+    translator: Translator, run: Run, beams: int, size: int = 100
 ) -> Callable[[State, Sequence[str]], Translations]:
     """(state, sentences) -> Translations, `size` at a time, each of the tokens of its source and
     50 more at most (Vaswani et al., section 6.1)."""
-    model, corpus, _, _ = translator
+    model, corpus = translator.model, translator.corpus
     mesh = devices.mesh(run.devices, run.mesh)
     size = -(-size // mesh.size) * mesh.size
 
@@ -116,6 +117,7 @@ def translate_with(
         memory, cache = model.apply(variables, source, length, method=model.begin)
         if beams == 1:
             return decode.greedy(next_token, memory, cache, count, length)
+        alpha = translator.alpha
         return decode.beam_search(next_token, memory, cache, count, length, beams, alpha)
 
     run_batches = evaluate.outputs(decoded, mesh, size)
@@ -137,7 +139,7 @@ def translate_with(
     return translate
 
 
-def command(translator_of: Callable[[Any, Run], Translator], alpha: float = 0.0) -> Callable:
+def command(translator_of: Callable[[Any, Run], Translator]) -> Callable:
     """The command `translate` of an experiment."""
 
     def translate(
@@ -163,7 +165,7 @@ def command(translator_of: Callable[[Any, Run], Translator], alpha: float = 0.0)
         if not (written := [line for line in lines if line]):
             raise UserError("there is nothing to translate: all lines are empty, or there is none")
         translator = translator_of(config, run)
-        search = translate_with(translator, run, beams, alpha, min(len(written), 100))
+        search = translate_with(translator, run, beams, min(len(written), 100))
         translations = iter(search(state, written).texts)
         for line in lines:  # what is empty stays so: input and output keep in step
             tell(next(translations) if line else "")

@@ -71,7 +71,7 @@ def by_length(translator_of: TranslatorOf, trained: Trained) -> Figures:
     mesh, state = devices.mesh(trained.run.devices), trained.state()
     found = evaluate.outputs(translating.measure(translator), mesh, 50)(state, single(translator))
     sources, references = translator.corpus.pairs("test")
-    greedy = translating.translate_with(translator, trained.run, beams=1, alpha=0.0)
+    greedy = translating.translate_with(translator, trained.run, beams=1)
     translations = greedy(state, sources).texts
     words = np.array([len(source.split()) for source in sources])
     figures = {}
@@ -91,7 +91,7 @@ def beams(translator_of: TranslatorOf, widths: tuple[int, ...], trained: Trained
     sources, references = translator.corpus.pairs("test")
     figures = {}
     for width in widths:
-        search = translating.translate_with(translator, trained.run, width, alpha=0.0)
+        search = translating.translate_with(translator, trained.run, width)
         found = search(state, sources)
         figures[f"BLEU {width}"] = evaluate.bleu(found.texts, references).score
         figures[f"log P {width}"] = float(found.log_probability.mean())

@@ -18,9 +18,7 @@ MEASURES = {
 }
 
 
-def tests(
-    translator: Translator, run: Run, beams: int, alpha: float = 0.0
-) -> tuple[Callable, Callable]:
+def tests(translator: Translator, run: Run, beams: int) -> tuple[Callable, Callable]:
     """`evaluate` and `test` of an experiment: the perplexity of a token, and how many of them are
     guessed; and how good translations are, greedy ones of the validation data, and those of a beam
     search of the test data, which also gives the pictures."""
@@ -29,8 +27,8 @@ def tests(
     mean = evaluate.means(
         translating.measure(translator), devices.mesh(run.devices, run.mesh), rows
     )
-    greedy = translating.translate_with(translator, run, 1, alpha)
-    searched = translating.translate_with(translator, run, beams, alpha)
+    greedy = translating.translate_with(translator, run, 1)
+    searched = translating.translate_with(translator, run, beams)
 
     def scores(state, split, translations):
         means = mean(state, corpus.rows(split))

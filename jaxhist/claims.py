@@ -9,12 +9,21 @@ same initialisation in each, so that the arms are compared in pairs. The verdict
     not reproduced  they do not
     exact           the claim is an equation, and it holds; else: not exact
 
+A run whose loss is not finite has diverged: it ends there, and is not trained again. Its figures
+are those that the claim gives for it, as bad as can be, such as an infinite loss; so an inequality
+may hold by infinity. Then there is no t-test, and to leave these seeds out would be to compare the
+survivors; a sign test, one-sided and paired, asks instead in how many seeds it holds: in five of
+five for p < 0.05. Where it is the better side that diverges, or both, or where the claim gives no
+figures, the inequality does not hold in that seed, and no mean outweighs that: p = 1.
+
 The inequality and its margin are written down before the first full run. Runs live in a directory
 and go on where they stopped; figures, verdicts, versions and times are written to NAME.json, and a
-picture for each claim beside it.
+picture for each claim beside it. In the file what is not finite is null; `diverged` has the step
+where each run of an arm did, and `holds` in which seeds an inequality with such an excess does.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,9 +34,10 @@ import numpy as np
 from etils import epath, epy
 from matplotlib.figure import Figure
 
-from jaxhist import UserError, checkpoint, devices, log, tell
+from jaxhist import UserError, checkpoint, devices, log, plots, tell, warn
 from jaxhist.algorithm import State, keys
 from jaxhist.files import failing_in_one_line, write_durably
+from jaxhist.finite import Diverged
 from jaxhist.stopping import asking
 from jaxhist.train import Experiment, Run, train
 
@@ -42,8 +52,9 @@ class Trained(NamedTuple):
 
     config: Any
     run: Run
-    lines: list[dict]  # of its log
+    lines: list[dict]  # of its log; what was not finite is NaN
     state: Callable[[], State]  # the one that was tested
+    diverged: int | None = None  # at which step, counted from 0, if that was the end
 
 
 class Claim(NamedTuple):
@@ -52,11 +63,12 @@ class Claim(NamedTuple):
     says: str  # in a sentence
     paper: str  # its own figures, and where they stand
     arms: dict[str, Any]  # name -> config; claims that share an arm share its runs
-    figures: Callable[[Trained], Figures]  # of one run
+    figures: Callable[[Trained], Figures]  # of one run, which has not diverged
     # In words -> by how much it holds for one seed, given {arm: figures}; it holds if positive.
     inequalities: dict[str, Callable[[dict[str, Figures]], float]]
     picture: Callable[[dict[str, list[Trained]], Figure], None]
     log_every: int = 5  # steps
+    diverged: Figures | None = None  # all figures of a run that diverges, {"loss": math.inf}
 
 
 class Equation(NamedTuple):
@@ -72,14 +84,30 @@ def judge(excesses: list[list[float]]) -> tuple[str, float]:
     p = max(map(_p_value, excesses))
     if p < 0.05:
         return "reproduced", p
-    return "direction only" if min(map(np.mean, excesses)) > 0 else "not reproduced", p
+    agree = all(_mean(excess) > 0 for excess in excesses)
+    return "direction only" if agree else "not reproduced", p
 
 
 def _p_value(excess: list[float]) -> float:
-    """Of a mean this far above 0, were the true mean 0."""
+    """Of excesses this far above 0, were the truth 0."""
+    if min(excess) == -math.inf:
+        return 1.0
+    if max(excess) == math.inf:
+        holds = sum(_holds(excess))
+        return float(scipy.stats.binomtest(holds, len(excess), alternative="greater").pvalue)
     if len(excess) < 2 or np.ptp(excess) == 0:
         return 1.0  # one value, or one many times, says nothing of the scatter
     return float(scipy.stats.ttest_1samp(excess, 0, alternative="greater").pvalue)
+
+
+def _holds(excess: list[float]) -> list[bool]:
+    return [value > 0 for value in excess]
+
+
+def _mean(values: list[float]) -> float:
+    """Not finite where a value is not."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(values))
 
 
 @dataclass(frozen=True)
@@ -111,7 +139,7 @@ def check(
       interrupted: as in `train`.
 
     Raises:
-      UserError: a run failed, or something cannot be written.
+      UserError: a run failed otherwise than by diverging, or something cannot be written.
       Interrupted: asked to stop; the same call goes on.
     """
     folder, path = epath.Path(options.output), epath.Path(options.output) / f"{name}.json"
@@ -135,7 +163,11 @@ def check(
             with asking(interrupted):
                 result = _inequalities(claim, trained)
                 figure = Figure(layout="constrained", dpi=110)
-                claim.picture(trained, figure)
+                if "diverged" in result:
+                    runs = {arm: [one.lines for one in of_arm] for arm, of_arm in trained.items()}
+                    plots.until_diverged(figure.subplots(), runs)
+                else:
+                    claim.picture(trained, figure)
             with failing_in_one_line(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 with (folder / f"{name}-{key}.png").open("wb") as file:
@@ -148,22 +180,29 @@ def check(
         with failing_in_one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
             results[key] = {**result, **about}
-            write_durably(path, json.dumps(results, indent=1) + "\n")
+            write_durably(path, json.dumps(_json(results), indent=1) + "\n")
         show(key, result)
 
 
 def _train(name, build, config, run: Run, interrupted) -> Trained:
     """Train one arm with one seed, unless that is done."""
     experiment = build(config, run)
-    identity = {"experiment": name, "config": asdict(config)}
+    identity = log.identity(name, config)
     log_file = epath.Path(run.workdir) / log.FILE
-    if log_file.exists() and log.read(run.workdir)[-1].get("phase") == "test":
+    last = log.read(run.workdir)[-1] if log_file.exists() else {}
+    diverged = last["step"] if last.get("phase") == "diverged" else None
+    if last.get("phase") in ("test", "diverged"):
         with log.claim(run.workdir, {**identity, "seed": run.seed}):
             pass  # it is this run, and not one of another configuration
     else:
         tell(f"training {run.workdir}")
-        train(experiment, run, identity, interrupted)
-    return Trained(config, run, log.read(run.workdir), lambda: tested(experiment, run))
+        try:
+            train(experiment, run, identity, interrupted)
+        except Diverged as error:
+            warn(f"{run.workdir} has diverged: {error}")
+            diverged = error.step
+    lines = _lines(run.workdir) if log_file.exists() else []  # what it begins with has diverged
+    return Trained(config, run, lines, lambda: tested(experiment, run), diverged)
 
 
 def tested(experiment: Experiment, run: Run) -> State:
@@ -178,6 +217,12 @@ def tested(experiment: Experiment, run: Run) -> State:
     return checkpoint.tested(run.workdir, checkpoint.only(layout, experiment.measured))
 
 
+def _lines(workdir: str) -> list[dict]:
+    """Of a log, where what was not finite is null."""
+    known = lambda value: math.nan if value is None else value
+    return [{name: known(value) for name, value in line.items()} for line in log.read(workdir)]
+
+
 def _equation(claim: Equation) -> dict:
     sides = claim.sides()
     exact = all(np.isclose(a, b, rtol=1e-6, atol=0) for a, b in sides.values())
@@ -189,31 +234,75 @@ def _equation(claim: Equation) -> dict:
     }
 
 
+class _Incomparable(Exception):
+    """A figure of a run that has diverged, where the claim gives none."""
+
+
+class _Seed(dict):
+    """{arm: figures} of the runs with one seed."""
+
+    def __getitem__(self, arm: str) -> Figures:
+        figures = super().__getitem__(arm)
+        if figures is None:
+            raise _Incomparable
+        return figures
+
+
+def _excess(inequality: Callable, by: _Seed) -> float:
+    """By how much it holds for one seed; -inf where that cannot be said."""
+    try:
+        with np.errstate(invalid="ignore"):
+            excess = float(inequality(by))
+    except _Incomparable:
+        return -math.inf
+    return -math.inf if math.isnan(excess) else excess
+
+
 def _inequalities(claim: Claim, trained: dict[str, list[Trained]]) -> dict:
-    figures = {arm: [claim.figures(run) for run in runs] for arm, runs in trained.items()}
+    of = lambda run: claim.figures(run) if run.diverged is None else claim.diverged
+    figures = {arm: [of(run) for run in runs] for arm, runs in trained.items()}
     by_seed = [
-        dict(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)
+        _Seed(zip(figures, values, strict=True)) for values in zip(*figures.values(), strict=True)
     ]
-    excess = {text: list(map(f, by_seed)) for text, f in claim.inequalities.items()}
+    excess = {
+        text: [_excess(inequality, by) for by in by_seed]
+        for text, inequality in claim.inequalities.items()
+    }
     verdict, p = judge(list(excess.values()))
     seconds = sum(_seconds(run) for runs in trained.values() for run in runs)
+    ends = {arm: [run.diverged for run in runs] for arm, runs in trained.items()}
+    ends = {arm: steps for arm, steps in ends.items() if any(step is not None for step in steps)}
     return {
         "says": claim.says,
         "paper": claim.paper,
         "arms": {arm: asdict(config) for arm, config in claim.arms.items()},
         "seeds": len(by_seed),
-        "figures": {
-            arm: {name: [values[name] for values in runs] for name in runs[0]}
-            for arm, runs in figures.items()
-        },
+        "figures": {arm: _by_name(runs) for arm, runs in figures.items()},
+        **({"diverged": ends} if ends else {}),
         "inequalities": {
-            text: {"excess": values, "mean": float(np.mean(values)), "p": _p_value(values)}
+            text: {"excess": values, "mean": _mean(values), "p": _p_value(values)}
+            | ({} if np.isfinite(values).all() else {"holds": _holds(values)})
             for text, values in excess.items()
         },
         "verdict": verdict,
         "p": p,
         "seconds": round(seconds, 3),
     }
+
+
+def _by_name(figures: list[Figures | None]) -> dict[str, list[float]]:
+    """The figures of an arm's runs, NaN where a run has none."""
+    names = dict.fromkeys(name for of_run in figures for name in of_run or {})
+    return {name: [(of_run or {}).get(name, math.nan) for of_run in figures] for name in names}
+
+
+def _json(value: Any) -> Any:
+    """As JSON has it, which knows neither NaN nor infinity: null."""
+    if isinstance(value, dict):
+        return {name: _json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _seconds(trained: Trained) -> float:
@@ -232,14 +321,22 @@ def show(key: str, result: dict):
         tell(f"    {result['verdict']}\n")
         return
     for arm, figures in result["figures"].items():
-        texts = [f"{name} {_mean(values)}" for name, values in figures.items()]
+        texts = [f"{name} {_over_seeds(values)}" for name, values in figures.items()]
+        steps = enumerate(result.get("diverged", {}).get(arm, []))
+        ends = [f"{step} (seed {seed})" for seed, step in steps if step is not None]
+        texts += [f"diverged at step {', '.join(ends)}"] if ends else []
         tell(f"    {arm:16}  {'   '.join(texts)}")
     for text, of in result["inequalities"].items():
-        tell(f"    {text}: by {_mean(of['excess'])}, p = {of['p']:.2g}")
+        excess = f"by {_over_seeds(of['excess'])}"
+        if "holds" in of:
+            excess = f"in {sum(of['holds'])} of {result['seeds']} seeds"
+        tell(f"    {text}: {excess}, p = {of['p']:.2g}")
     tell(f"    {result['verdict']}, p = {result['p']:.2g}, {result['seeds']} seeds\n")
 
 
-def _mean(values: list[float]) -> str:
-    """Mean and standard deviation over the seeds, such as `2.73 ± 0.41`."""
+def _over_seeds(values: list[float]) -> str:
+    """Mean and standard deviation, such as `2.73 ± 0.41`; each, if one is not finite."""
+    if not np.isfinite(values).all():
+        return ", ".join(f"{value:.4g}" for value in values)
     scatter = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
     return f"{np.mean(values):.4g}{scatter}"

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import inspect
 import io
+import itertools
 import json
 import os
 import re
@@ -110,7 +111,7 @@ class _Script:
 
     def train(self, arguments: list[str]) -> int:
         config, run = self._parse("train", arguments)
-        identity = {"experiment": self.name, "config": dataclasses.asdict(config)}
+        identity = log.identity(self.name, config)
         job = processes.joined(run.distributed)
         with job, _interruptions() as interrupted:
             try:
@@ -153,16 +154,21 @@ class _Script:
 
         trace = jax.make_jaxpr(experiment.step, return_shape=True)
         program, (_, metrics) = trace(state, experiment.batch, key.step)
-        # The metrics are the last outputs, by name; the forward pass is what the losses need.
-        names = sorted(metrics)
-        losses = [i - len(names) for i, name in enumerate(names) if name.startswith("loss")]
+        # The metrics are the last outputs, by name.
+        outputs = {name: i - len(metrics) for i, name in enumerate(sorted(metrics))}
+        losses = [i for name, i in outputs.items() if name.startswith("loss")]
+        forward = flops.count(program.jaxpr, losses, backward=False)
+        training = flops.count(program.jaxpr)
+        # An example is what the step counts as one, or, if it gives no number, a row of the batch.
         examples = len(jax.tree.leaves(experiment.batch)[0])
-        forward = flops.count(program.jaxpr, losses) // examples
-        training = flops.count(program.jaxpr) // examples
+        if "count/examples" in outputs:
+            counted = program.jaxpr.outvars[outputs["count/examples"]]
+            examples = int(getattr(counted, "val", examples))  # of a number, not of a variable
         tell(f"{self.name}  {_fields(config)}")
         tell(f"parameters      {_count(state.params):>18,}")
-        tell(f"FLOPs           {forward:>18,}  forward, an example; two to a multiply-add")
-        tell(f"FLOPs           {training:>18,}  training, an example")
+        tell(f"FLOPs   {forward // examples:>26,}  forward, an example; two to a multiply-add")
+        tell(f"FLOPs   {training // examples:>26,}  training, an example")
+        tell(f"FLOPs   {training:>26,}  training, a step of {examples} examples")
         for name in ("params", "opt_state", "extra"):
             tell(f"memory          {_bytes(getattr(state, name)):>18,}  bytes, {name}")
         tell(f"memory          {_bytes(experiment.batch):>18,}  bytes, a batch of {examples}")
@@ -241,7 +247,7 @@ class _Script:
         header = log.read(workdir)[0]
         if header["experiment"] != self.name:
             raise UserError(f"{workdir} holds a run of {header['experiment']}, not of {self.name}")
-        config = self._config(header["config"])
+        config = log.configuration(workdir, header, types(self.presets, self.claims))
         mesh = where.mesh
         if mesh == WHOLE:  # not given
             was = header["starts"][-1].get("mesh", {})
@@ -253,13 +259,11 @@ class _Script:
         with jax.set_mesh(devices.mesh(run.devices, run.mesh)):
             yield config, run, experiment, claims.tested(experiment, run)
 
-    def _config(self, saved: dict) -> Any:
-        for config in self.presets.values():
-            if {field.name for field in dataclasses.fields(config)} == saved.keys():
-                return type(config)(**saved)
-        raise UserError(
-            f"the run was made by another version of {self.name}, with {', '.join(saved)}"
-        )
+
+def types(presets: dict[str, Any], claims: dict[str, Claim | Equation]) -> list[type]:
+    """Of the configurations that a script knows: its presets, and the arms of its claims."""
+    arms = [claim.arms.values() for claim in claims.values() if isinstance(claim, Claim)]
+    return list(dict.fromkeys(map(type, itertools.chain(presets.values(), *arms))))
 
 
 @dataclasses.dataclass(frozen=True)

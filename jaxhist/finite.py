@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxhist import devices
+from jaxhist import UserError, devices
 from jaxhist.algorithm import Batch, Key, State
 
 NEVER = np.iinfo(np.int32).max  # the first bad step, where there is none
@@ -22,6 +22,14 @@ class NonFinite(Exception):
 
     def __init__(self, step: int, what: str = "loss"):
         super().__init__(f"the {what} of step {step} is not finite")
+        self.step = step
+
+
+class Diverged(UserError):
+    """That has ended a run, as its log says; `step` is as above."""
+
+    def __init__(self, step: int, text: str):
+        super().__init__(text)
         self.step = step
 
 

@@ -1,8 +1,9 @@
 """What a run tells: `log.jsonl`, TensorBoard events, a progress bar or plain lines, pictures.
 
-The first line of `log.jsonl` is the header: the experiment, its whole configuration, and every
-start of the run (step, time, devices, versions). Every other line is one step of one phase,
-"train", "evaluate" or "test":
+The first line of `log.jsonl` is the header: the experiment, the type of its configuration and all
+its fields, and every start of the run (step, time, devices, versions). Every other line is one step
+of one phase, "train", "evaluate" or "test"; of "diverged" the last one, where the loss of a step,
+counted from 0, was not finite:
 
     {"step": 20, "phase": "train", "loss": 0.41, "accuracy": 0.9, "speed": {"examples/s": 5120.0}}
 
@@ -11,14 +12,17 @@ and resumed are those of one that was not.
 """
 
 import contextlib
+import dataclasses
 import fcntl
+import inspect
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -60,6 +64,44 @@ def read(workdir: epath.PathLike) -> list[dict]:
     return lines
 
 
+def identity(experiment: str, config: Any) -> dict[str, Any]:
+    """What must be the same for a run to go on, beside the seed: the first fields of its header."""
+    return {
+        "experiment": experiment,
+        "type": _name(type(config)),
+        "config": dataclasses.asdict(config),
+    }
+
+
+def configuration(workdir: epath.PathLike, header: dict, known: Iterable[type]) -> Any:
+    """The configuration of a run.
+
+    Args:
+      workdir: of the run, for the message.
+      header: of its log. In an older one there is no type: the first with these fields is taken.
+      known: the types that it may have; nothing else is made of what a file says.
+
+    Raises:
+      UserError: it has none of them.
+    """
+    fields, named = header["config"], header.get("type")
+    for kind in known:
+        if named in (None, _name(kind)) and fields.keys() == {
+            field.name for field in dataclasses.fields(kind)
+        }:
+            # JSON has no tuples.
+            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    raise UserError(
+        f"{workdir} holds a run of another version of {header['experiment']}, whose "
+        f"{named or 'configuration'} has {', '.join(fields)}"
+    )
+
+
+def _name(kind: type) -> str:
+    """Of a type, by the file that defines it, which may be the script that runs: `gan.Config`."""
+    return f"{Path(inspect.getfile(kind)).stem}.{kind.__qualname__}"
+
+
 @contextlib.contextmanager
 def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
     """Make a directory this process's own, to begin a run in it or to go on with the one there.
@@ -95,6 +137,7 @@ def claim(workdir: epath.PathLike, identity: dict) -> Iterator[list[dict]]:
         if (workdir / FILE).exists():
             header = read(workdir)[0]
             starts = header.pop("starts")
+            header.setdefault("type", identity.get("type"))  # of an older run it is not known
             if differing := differences(header, json.loads(json.dumps(identity))):
                 longer = re.fullmatch(r"steps is \d+ there, \d+ here", differing)
                 raise UserError(
@@ -179,7 +222,8 @@ class Log:
         with failing_in_one_line(self._workdir):
             kept = read(workdir)[1:] if start else []
             place = lambda line: (line["step"], line["phase"] == "evaluate")
-            kept = [x for x in kept if place(x) <= (start, not due) and x["phase"] != "test"]
+            ends = "test", "diverged"
+            kept = [x for x in kept if place(x) <= (start, not due) and x["phase"] not in ends]
             draft = self._workdir / f"{FILE}.draft"
             write_durably(draft, "".join(json.dumps(line) + "\n" for line in [header, *kept]))
             draft.replace(self._workdir / FILE)

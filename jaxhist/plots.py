@@ -85,6 +85,31 @@ def compare(
     axes.legend()
 
 
+def until_diverged(axes: Axes, runs: dict[str, list[list[dict]]]):
+    """The training loss of every run, with a cross at the end of those that have diverged.
+
+    Args:
+      axes: to draw in.
+      runs: arm -> for each seed the lines of its log.
+    """
+    every = []
+    for index, (arm, logs) in enumerate(runs.items()):
+        for number, lines in enumerate(logs):
+            trained = [line for line in lines if line.get("phase") == "train"]
+            name = next((name for line in trained for name in line if name.startswith("loss")), "")
+            steps, losses = ([line[of] for line in trained] for of in ("step", name))
+            label = None if number else arm
+            axes.plot(steps, losses, color=f"C{index}", label=label, linewidth=0.8)
+            if lines and lines[-1].get("phase") == "diverged":
+                axes.plot(steps[-1:], losses[-1:], "x", color=f"C{index}")
+            every += losses
+    if min(every, default=0) > 0:
+        logarithmic(axes)
+    axes.set(xlabel="step", ylabel="training loss", title="a cross: then it diverges")
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
 def logarithmic(axes: Axes):
     """Of a vertical axis of logarithms, whose numbers are written out: 60, not 6 x 10^1."""
     axes.set_yscale("log")

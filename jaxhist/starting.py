@@ -9,6 +9,7 @@ from etils import epath
 
 from jaxhist import UserError, checkpoint, devices, log
 from jaxhist.algorithm import State, keys
+from jaxhist.finite import Diverged
 from jaxhist.train import Run
 
 
@@ -26,13 +27,14 @@ def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any]
 
     Raises:
       UserError: there is no such run, it has another network, or it has no checkpoint.
+      Diverged: what begins with a run that has diverged has done so too.
     """
     workdir = epath.Path(run.workdir).parent / config.start.replace("{seed}", str(run.seed))
-    header = log.read(workdir)[0]
-    if header["config"].keys() != asdict(config).keys():
-        raise UserError(f"{workdir} holds a run of {header['experiment']} with other fields")
+    header, *lines = log.read(workdir)
+    if lines and lines[-1]["phase"] == "diverged":
+        raise Diverged(0, f"{workdir} has diverged; begin with another run")
     # What it began with itself does not matter any more.
-    alone = replace(type(config)(**header["config"]), start="")
+    alone = replace(log.configuration(workdir, header, [type(config)]), start="")
     init = build(alone, Run(workdir=str(workdir), seed=header["seed"])).init
     there = jax.eval_shape(init, keys(0).init)
     shapes = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)

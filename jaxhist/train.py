@@ -139,11 +139,12 @@ def train(
                     with history.fetching(nonfinite):
                         batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
                     stopping = asked()
-                    due = step % experiment.evaluate_every == 0 or step == experiment.steps
-                    progress = progress._replace(due=due)
+                    progress = progress._replace(
+                        due=step % experiment.evaluate_every == 0 or over()
+                    )
                     if step % run.log_every == 0:
                         history.train(step, metrics)
-                    if due or stopping or step % save_every == 0:
+                    if progress.due or stopping or step % save_every == 0:
                         history.flush()
                         finite.check(step - 1, state, nonfinite)
                 if progress.due and not stopping:  # a stop puts it off
@@ -155,8 +156,7 @@ def train(
                         progress = progress.after(step, score)
                     except Interrupted:
                         stopping = True
-                best = progress.best_step == step
-                if stopping or over() or best or step % save_every == 0:
+                if stopping or over() or step == progress.best_step or step % save_every == 0:
                     with history.pausing("saving"):
                         checkpoints.save(step, state, progress)
             checkpoints.wait()
@@ -164,10 +164,12 @@ def train(
             checkpoints.wait()
             batch = devices.gathered(mesh, experiment.data(error.step, state))
             file = files.write_arrays(home, error.step, batch)
-            raise UserError(
-                f"{error}; its batch is in {file}, the last good checkpoint is "
-                f"{next(iter(checkpoints.steps()), 'none')}; try a lower learning rate elsewhere"
-            ) from error
+            history.write("diverged", error.step, {})
+            good = next(iter(checkpoints.steps()), "none")
+            text = (
+                f"{error}; its batch is in {file}, the last good checkpoint is {good}; try a lower"
+            )
+            raise finite.Diverged(error.step, f"{text} learning rate elsewhere") from error
         if stopping:
             raise Interrupted
 

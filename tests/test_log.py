@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import threading
 
@@ -69,6 +70,38 @@ def test_every_line_is_json_for_any_reader(make, tmp_path):
     line = (tmp_path / log.FILE).read_text().splitlines()[1]
     strict = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert strict == {"step": 1, "phase": "evaluate", "score": None, "other": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class One:
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Other(One):
+    pass
+
+
+def test_of_types_with_the_same_fields_the_name_decides(tmp_path):
+    header = lambda config: json.loads(json.dumps(log.identity("x", config)))
+    for config in One(), Other():
+        assert log.configuration(tmp_path, header(config), [One, Other]) == config
+    with pytest.raises(UserError, match=r"another version of x, whose test_log\.Other has sizes"):
+        log.configuration(tmp_path, header(Other()), [One])
+    older = {name: value for name, value in header(Other()).items() if name != "type"}
+    assert log.configuration(tmp_path, older, [One, Other]) == One()
+
+
+def test_a_run_goes_on_as_the_type_that_it_is_or_as_any_where_it_is_older(tmp_path):
+    older = {name: value for name, value in log.identity("x", One()).items() if name != "type"}
+    for written, wanted in ((older, Other()), (log.identity("x", One()), One())):
+        header = {**written, "starts": [{"step": 0}]}
+        (tmp_path / log.FILE).write_text(json.dumps(header) + "\n")
+        with log.claim(tmp_path, log.identity("x", wanted)) as starts:
+            assert len(starts) == 1
+    says = r"type is 'test_log\.One' there, 'test_log\.Other' here"
+    with pytest.raises(UserError, match=says), log.claim(tmp_path, log.identity("x", Other())):
+        pass
 
 
 def test_utilization_is_there_where_the_peak_is_known(make, tmp_path):

@@ -13,6 +13,7 @@ from tiny import tiny
 from jaxhist import UserError, claims, devices, log, starting
 from jaxhist.algorithm import keys
 from jaxhist.devices import WHOLE, Axes
+from jaxhist.finite import Diverged
 from jaxhist.stopping import Interrupted
 from jaxhist.train import Run, train
 
@@ -90,6 +91,17 @@ def test_a_start_that_does_not_fit_is_one_line(first, changes, says):
     with pytest.raises(UserError, match=says) as error:
         beginning(first, **changes)
     assert "\n" not in str(error.value)
+
+
+def test_what_begins_with_a_run_that_has_diverged_has_done_so_too(first):
+    """Though that has a checkpoint."""
+    copy = Path(shutil.copytree(first[0].workdir, Path(first[0].workdir).parent / "diverged"))
+    *lines, _ = (copy / log.FILE).read_text().splitlines()
+    lines.append('{"step": 2, "phase": "diverged"}')
+    (copy / log.FILE).write_text("\n".join([*lines, ""]))
+    with pytest.raises(Diverged, match="diverged has diverged") as error:
+        jax.eval_shape(beginning(first, start="diverged"), keys(0).init)
+    assert error.value.step == 0
 
 
 def test_a_damaged_checkpoint_is_one_line(first, tmp_path):

@@ -13,6 +13,7 @@ from tiny import IDENTITY, batch, run_tiny, tiny
 
 from jaxhist import UserError, devices, log
 from jaxhist.checkpoint import Checkpoints
+from jaxhist.finite import Diverged
 from jaxhist.stopping import Interrupted, between
 from jaxhist.train import Run, train
 
@@ -250,6 +251,19 @@ def test_a_loss_that_is_not_finite_ends_the_run(run, log_every, save_every):
         assert np.isinf(saved["y"]).any()
     assert Checkpoints(run.workdir).steps() == ([10, 5] if save_every == 5 else [])
     assert all(line["step"] <= 12 for line in log.read(run.workdir)[1:])
+
+
+@pytest.mark.parametrize("save_every", [4, 5])  # one checkpoint is of the step that fails
+def test_the_log_says_at_which_step_a_run_has_diverged(run, save_every):
+    """And says it once where the run goes on, from its last checkpoint, to the same end."""
+    run, logs = dataclasses.replace(run, save_every=save_every), []
+    for _ in range(2):
+        with pytest.raises(Diverged) as error:
+            run_tiny(run, data=poisoned)
+        assert error.value.step == 12
+        logs.append(without_speed(run))
+    assert logs[0] == logs[1] and logs[0][-1] == {"step": 12, "phase": "diverged"}
+    assert len(phase(run, "diverged")) == 1 and len(phase(run, "train")) == 12
 
 
 def test_a_state_that_is_not_finite_is_not_saved_though_the_loss_was(run):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import json
+import shutil
 from pathlib import Path
 
 import forked
@@ -182,6 +184,29 @@ def test_what_cannot_be_translated_is_one_line(
     out, error = capsys.readouterr()
     assert (stop.value.code, out) == (1, "")
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+
+
+def test_what_a_claim_compares_with_translates_too(trained, tmp_path, monkeypatch, capsys):
+    """A recurrent network among the arms of the Transformer, by the script of the latter."""
+    config, run = trained
+    copy = Path(shutil.copytree(run.workdir, tmp_path / "recurrent-seed0"))
+    header, *lines = log.read(copy)
+    header |= log.identity("transformer", config)
+    (copy / log.FILE).write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
+    of = transformer.build_any, transformer.PRESETS, transformer.CLAIMS
+    commands = {"translate": translating.command(transformer.translator_any)}
+
+    def said(*arguments):
+        monkeypatch.setattr("sys.argv", ["transformer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main(*of, commands)
+        out, error = capsys.readouterr()
+        assert stop.value.code == 0, error
+        return out
+
+    evaluated = json.loads(said("evaluate", copy))
+    assert evaluated["test"]["perplexity"] == pytest.approx(lines[-1]["perplexity"], rel=1e-5)
+    assert said("translate", copy, "seven", "--beams", 1).count("\n") == 1
 
 
 # Figures of claims
