@@ -139,12 +139,11 @@ def train(
                     with history.fetching(nonfinite):
                         batch = devices.put(mesh, experiment.data(step, state), experiment.batch)
                     stopping = asked()
-                    progress = progress._replace(
-                        due=step % experiment.evaluate_every == 0 or over()
-                    )
+                    due = step % experiment.evaluate_every == 0 or over()
+                    progress = progress._replace(due=due)
                     if step % run.log_every == 0:
                         history.train(step, metrics)
-                    if progress.due or stopping or step % save_every == 0:
+                    if due or stopping or step % save_every == 0:
                         history.flush()
                         finite.check(step - 1, state, nonfinite)
                 if progress.due and not stopping:  # a stop puts it off
@@ -166,10 +165,10 @@ def train(
             file = files.write_arrays(home, error.step, batch)
             history.write("diverged", error.step, {})
             good = next(iter(checkpoints.steps()), "none")
-            text = (
-                f"{error}; its batch is in {file}, the last good checkpoint is {good}; try a lower"
-            )
-            raise finite.Diverged(error.step, f"{text} learning rate elsewhere") from error
+            why = f"{error}; its batch is in {file}, the last good checkpoint is {good}"
+            raise finite.Diverged(
+                error.step, f"{why}; try a lower learning rate elsewhere"
+            ) from error
         if stopping:
             raise Interrupted
 
