@@ -166,9 +166,7 @@ def train(
             history.write("diverged", error.step, {})
             good = next(iter(checkpoints.steps()), "none")
             why = f"{error}; its batch is in {file}, the last good checkpoint is {good}"
-            raise finite.Diverged(
-                error.step, f"{why}; try a lower learning rate elsewhere"
-            ) from error
+            raise finite.Diverged(error.step, f"{why}; try a lower rate elsewhere") from error
         if stopping:
             raise Interrupted
 
