@@ -5,7 +5,8 @@
     WORKDIR/checkpoints/STEP.again/      becomes STEP in its place: a step that is saved once more
 
 Orbax makes a save atomic, but does not notice a byte that changed later. So every file's SHA-256 is
-compared before a checkpoint is restored (by hand: `cd STEP && sha256sum -c SHA256SUMS`).
+compared before a checkpoint is restored (by hand: `cd STEP && sha256sum -c SHA256SUMS`). Of several
+processes each sums up the files that it wrote, and later verifies its share of all.
 """
 
 import contextlib
@@ -30,6 +31,8 @@ from jaxhist.files import write_durably
 
 SUMS = "SHA256SUMS"
 AGAIN, REPLACED = ".again", ".replaced"
+PATIENCE = 3_600_000  # milliseconds until all processes must have summed up what they wrote
+WHOLE, GONE = -1, -2  # what is found of a checkpoint's files, where it is not the number of one
 
 # Every error of Orbax is raised again in `wait`; its log adds a screenful of tracebacks to each.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -93,11 +96,20 @@ class Checkpoints:
     def _finish(self, name: str, step: int, best: int):
         self._orbax.wait_until_finished()
         malloc.give_back()  # the copy of the state, and the buffers it was written through
+        folder, me = self.folder / name, jax.process_index()
+        parts = [self.folder / f"{name}.{number}.{SUMS}" for number in range(jax.process_count())]
+        mine = [file for file in _files(folder) if _writer(file) == me]
+        write_durably(parts[me], "".join(_line(folder, file) for file in mine))
+        ocp.multihost.get_barrier_sync_fn()(key=f"sums of {folder}", timeout_ms=PATIENCE)
         if not processes.first():
             return
-        draft = self.folder / f"{name}.{SUMS}"
-        write_durably(draft, _sums(self.folder / name))
-        draft.rename(self.folder / name / SUMS)
+        draft, stored = self.folder / f"{name}.{SUMS}", {}
+        for part in parts:
+            stored |= _stored(part)
+        write_durably(draft, "".join(stored[file] for file in sorted(stored)))
+        draft.rename(folder / SUMS)
+        for part in parts:
+            part.unlink()
         if name.endswith(AGAIN):
             replaced = self.folder / f"{step}{REPLACED}"
             (self.folder / str(step)).rename(replaced)
@@ -152,21 +164,21 @@ class Checkpoints:
             raise self._failure(reason) from error
 
     def newest(self) -> int | None:
-        """The step of the newest whole checkpoint, None if there is no checkpoint.
-
-        Warns of the damaged ones that it passes over.
+        """The step of the newest whole checkpoint, None if there is no checkpoint; in every process
+        the same. Warns of the damaged ones that it passes over.
 
         Raises:
           UserError: there are checkpoints, and all are damaged.
         """
         damaged = {}
-        while left := [step for step in self.steps() if step not in damaged]:
-            step, *_ = left
+        left = lambda: next((step for step in self.steps() if step not in damaged), -1)
+        while (step := processes.from_first(left)) != -1:
             if not (damage := self.damage(step)):
-                for bad, what in damaged.items():
+                for bad, what in damaged.items() if processes.first() else ():
                     warn(f"checkpoint {self.folder / str(bad)} is damaged ({what}); using {step}")
                 return step
-            if step in self.steps():  # whoever trains here has not removed it meanwhile
+            # Whoever trains here may have removed it meanwhile.
+            if processes.from_first(lambda step=step: step in self.steps()):
                 damaged[step] = damage
         if damaged:
             raise UserError(
@@ -176,16 +188,13 @@ class Checkpoints:
         return None
 
     def begin(self) -> int | None:
-        """As `newest`, in every process the same. And what cannot be used is out of the way."""
-
-        def find() -> int:
+        """As `newest`. And what cannot be used is out of the way."""
+        if processes.first():
             self._put_back()
-            newest = self.newest()
+        newest = self.newest()
+        if processes.first():
             self.clean(newest)
-            return -1 if newest is None else newest
-
-        newest = processes.from_first(find)
-        return None if newest == -1 else newest
+        return newest
 
     def _put_back(self):
         """The checkpoint that was about to be replaced when the run was killed."""
@@ -214,18 +223,21 @@ class Checkpoints:
                 path.rename(aside)
 
     def damage(self, step: int) -> str:
-        """What is wrong with a checkpoint, in a few words; empty if nothing is."""
-        folder = self.folder / str(step)
+        """What is wrong with a checkpoint, in a few words; empty if nothing is. Each process reads
+        its share of the files, and all say the same."""
+        folder, files, found = self.folder / str(step), [], WHOLE
         try:
-            stored = (folder / SUMS).read_bytes().decode(errors="replace")
-            actual = _sums(folder)
-        except OSError as error:
-            return str(error)
-        if stored == actual:
-            return ""
-        differing = set(stored.split("\n")) ^ set(actual.split("\n"))
-        files = sorted({line.split("  ")[-1] for line in differing})
-        return f"{', '.join(files[:2])} changed since it was saved"
+            stored = _stored(folder / SUMS)
+            files = sorted({*stored, *_files(folder)})
+            for file in _share(folder, files):
+                if _line(folder, file) != stored.get(file):
+                    found = files.index(file)
+        except OSError:  # a file or all of them are gone
+            found = GONE
+        bad = set(processes.of_each(found)) - {WHOLE}
+        if bad - {GONE}:
+            return f"{files[max(bad)]} changed since it was saved"
+        return "some of its files are gone" if bad else ""
 
     def restore(self, step: int, like: State) -> tuple[State, Progress]:
         """A checkpoint, laid out on the devices as `like`, a State of jax.ShapeDtypeStructs with
@@ -263,15 +275,14 @@ class Checkpoints:
         if step in (-1, int(state.step)):
             return state
 
-        def damaged() -> bool:
-            if damage := self.damage(step):
-                warn(
-                    f"checkpoint {self.folder / str(step)}, the best, is damaged ({damage}); "
-                    f"using {int(state.step)}"
-                )
-            return bool(damage)
-
-        return state if processes.from_first(damaged) else self.restore(step, like)[0]
+        if not (damage := self.damage(step)):
+            return self.restore(step, like)[0]
+        if processes.first():
+            warn(
+                f"checkpoint {self.folder / str(step)}, the best, is damaged ({damage}); "
+                f"using {int(state.step)}"
+            )
+        return state
 
     def close(self):
         """Wait for the last save and end the threads.
@@ -345,15 +356,37 @@ def _shapes(tree) -> dict[str, tuple]:
     return {jax.tree_util.keystr(k, simple=True, separator="."): of(leaf) for k, leaf in leaves}
 
 
-def _sums(folder: epath.Path) -> str:
-    """The lines of `sha256sum`, one per file below the folder, in order."""
-    files = {
-        str((parent / name).relative_to(folder)): parent / name
-        for parent, _, names in folder.walk()
-        for name in names
-    }
-    lines = []
-    for name in sorted(files.keys() - {SUMS}):
-        with files[name].open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    return "".join(lines)
+def _files(folder: epath.Path) -> list[str]:
+    """Those below a folder that are summed up."""
+    found = (parent / name for parent, _, names in folder.walk() for name in names)
+    return sorted({str(path.relative_to(folder)) for path in found} - {SUMS})
+
+
+def _writer(file: str) -> int:
+    """The number of the process that wrote it, which is in its path; the first writes the rest."""
+    found = re.search(r"process_(\d+)", file)
+    return int(found[1]) if found else 0
+
+
+def _share(folder: epath.Path, files: list[str]) -> list[str]:
+    """Those that this process verifies. From the largest to the smallest each goes to the process
+    that has least to read so far."""
+    sizes = {file: (folder / file).stat().length for file in files}
+    loads, mine = [0] * jax.process_count(), []
+    for file in sorted(files, key=lambda file: (-sizes[file], file)):
+        number = loads.index(min(loads))
+        loads[number] += sizes[file]
+        mine += [file] if number == jax.process_index() else []
+    return mine
+
+
+def _line(folder: epath.Path, file: str) -> str:
+    """As `sha256sum` prints it."""
+    with (folder / file).open("rb") as opened:
+        return f"{hashlib.file_digest(opened, 'sha256').hexdigest()}  {file}\n"
+
+
+def _stored(sums: epath.Path) -> dict[str, str]:
+    """The lines of a file of sums, each by the name of its file."""
+    lines = sums.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    return {line.rstrip("\n").split("  ")[-1]: line for line in lines}

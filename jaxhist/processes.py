@@ -84,6 +84,11 @@ def from_first(value: Callable[[], int]) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value() if first() else 0)))
 
 
+def of_each(value: int) -> list[int]:
+    """What every process finds."""
+    return multihost_utils.process_allgather(np.int32(value)).reshape(-1).tolist()
+
+
 @contextlib.contextmanager
 def home(workdir: epath.Path) -> Iterator[epath.Path]:
     """Where a process writes its log: the run's directory; for all but the first one that is

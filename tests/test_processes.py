@@ -1,6 +1,7 @@
 """Several processes on one machine are one run, over the collectives of CPUs."""
 
 import contextlib
+import json
 import signal
 import socket
 import time
@@ -90,6 +91,23 @@ def killed_and_started_again(tmp_path, count):
     assert logged(tmp_path / "killed") == logged(tmp_path / "undisturbed")
     got, want = arrays(tmp_path / "killed"), arrays(tmp_path / "undisturbed")
     assert all(got[name].tobytes() == want[name].tobytes() for name in want)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_each_process_sums_up_its_share(count, tmp_path):
+    """Of a save what it wrote, and of a verification no more than its part and a file. All find
+    the byte that has turned over in a file of one of them."""
+    go(count, 1, "sums", tmp_path)
+    said = [json.loads((tmp_path / f"said-{i}.json").read_text()) for i in range(count)]
+    files = said[0]["files"]
+    del files["SHA256SUMS"]
+    for one in said:
+        assert one["summed"] > 100_000 and one["newest"] == 1
+        assert 0 < one["verified"] <= sum(files.values()) / count + max(files.values())
+        assert one["damage"] == f"{one['damaged']} changed since it was saved"
+    assert sum(one["summed"] for one in said) == sum(files.values())
+    assert sum(one["verified"] for one in said) == sum(files.values())
+    assert [one["summed"] for one in said[1:]] == [one["wrote"] for one in said[1:]]
 
 
 def test_two_processes_are_as_one_in_float64(tmp_path):
