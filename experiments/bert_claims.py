@@ -7,14 +7,12 @@ from matplotlib.figure import Figure
 from jaxhist import plots
 from jaxhist.claims import Figures, Trained
 
-TESTED = 1821  # sentences of sst_binary
-
 
 def figures(trained: Trained) -> Figures:
     """Of the test; shares in %."""
     test = trained.lines[-1]
     if trained.config.learn == "labels":
-        return {"accuracy": 100 * test["accuracy"]}
+        return {name: 100 * test[name] for name in ("accuracy", "standard error")}
     return {
         "alone": 100 * test["accuracy alone"],
         "words": 100 * test["accuracy words"],
@@ -29,8 +27,7 @@ def gain(by: dict[str, Figures], labels: str) -> float:
 
 def no_worse(one: Figures, other: Figures) -> float:
     """By how much one accuracy is above the other, less a standard error of it over the test."""
-    share = other["accuracy"] / 100
-    return one["accuracy"] - other["accuracy"] + 100 * np.sqrt(share * (1 - share) / TESTED)
+    return one["accuracy"] - other["accuracy"] + other["standard error"]
 
 
 def draw_directions(trained: dict[str, list[Trained]], figure: Figure):

@@ -130,9 +130,11 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
 
     def measure(state, split):
         values, found, label = outputs(state, data.held_out(split))
+        right = np.mean(found == label)
         return {
             "loss": float(values.mean()),
-            "accuracy": float(np.mean(found == label)),
+            "accuracy": float(right),
+            "standard error": float(np.sqrt(right * (1 - right) / len(label))),  # of the accuracy
             # Matthews's, GLUE's for CoLA.
             "correlation": float(metrics.matthews_corrcoef(label, found)),
         }

@@ -1,9 +1,11 @@
 """The papers that made deep learning, runnable in JAX."""
 
+import contextlib
 import importlib.util
+import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.progress import track
@@ -42,6 +44,17 @@ def tell(text: str):
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def quiet(package: str) -> Iterator[None]:
+    """Inside, nothing of what a package tells absl's logger is shown."""
+    absl, others = logging.getLogger("absl"), lambda record: f"/{package}/" not in record.pathname
+    absl.addFilter(others)
+    try:
+        yield
+    finally:
+        absl.removeFilter(others)
 
 
 def warn(text: str):

@@ -11,7 +11,6 @@ processes each sums up the files that it wrote, and later verifies its share of 
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jaxhist import UserError, malloc, processes, warn
+from jaxhist import UserError, malloc, processes, quiet, warn
 from jaxhist.algorithm import State
 from jaxhist.files import write_durably
 
@@ -33,9 +32,6 @@ SUMS = "SHA256SUMS"
 AGAIN, REPLACED = ".again", ".replaced"
 PATIENCE = 3_600_000  # milliseconds until all processes must have summed up what they wrote
 WHOLE, GONE = -1, -2  # what is found of a checkpoint's files, where it is not the number of one
-
-# Every error of Orbax is raised again in `wait`; its log adds a screenful of tracebacks to each.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 # Orbax cuts every array into as many slices as devices have it, so that all of them write; each
 # slice is a program. For small arrays this takes ten times as long as to write them from one.
@@ -67,6 +63,8 @@ class Checkpoints:
     def __init__(self, workdir: epath.PathLike):
         self.folder = epath.Path(workdir).absolute() / "checkpoints"  # Orbax wants it absolute
         self._exit = contextlib.ExitStack()
+        # Every error of Orbax is raised again in `wait`; its log adds a screenful of tracebacks.
+        self._exit.enter_context(quiet("orbax"))
         self._path = self._exit.enter_context(_plain(self.folder))  # the folder, for Orbax
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._worker = ThreadPoolExecutor(1)

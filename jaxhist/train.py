@@ -105,7 +105,7 @@ def train(
             if starts:
                 warn(f"{workdir} holds a run but no checkpoint yet; it begins again")
             init = jax.jit(experiment.init, out_shardings=devices.shardings(layout))
-            state, progress = experiment.begin(init(key.init)), Progress()
+            state, progress = experiment.begin(init(key.init)), Progress(due=experiment.steps == 0)
         start = step = int(state.step)
         over = lambda: step >= experiment.steps or 0 < experiment.patience <= progress.since
 

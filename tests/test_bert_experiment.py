@@ -154,7 +154,10 @@ def test_labels_are_learned_from_what_was_learned_before(pretrained):
     assert names[0] == names[1]  # its own copy
     after, _ = jax.jit(tuned.step)(state, batch, keys(0).step)
     assert not same(jax.device_get(after.params["encoder"]), state.params["encoder"])
-    assert tuned.test(after).keys() == {"loss", "accuracy", "correlation"}
+    tested = tuned.test(after)
+    assert tested.keys() == {"loss", "accuracy", "standard error", "correlation"}
+    of_100 = (tested["accuracy"] * (1 - tested["accuracy"]) / 100) ** 0.5
+    np.testing.assert_allclose(tested["standard error"], of_100)
 
 
 def test_what_goes_on_has_the_moments_and_the_place_in_the_schedule(pretrained):
@@ -240,9 +243,9 @@ def test_claims_compare_what_they_say():
     accuracies |= {"smaller tuned": 79.5}
     accuracies |= {"pre-trained 100": 70.0, "scratch 100": 60.0, "pre-trained 1000": 75.0}
     accuracies |= {"scratch 1000": 70.0, "pre-trained all": 79.5}
-    by |= {arm: {"accuracy": value} for arm, value in accuracies.items()}
+    error = lambda accuracy: accuracy / 50  # whatever it is
+    of_labels = lambda accuracy: {"accuracy": accuracy, "standard error": error(accuracy)}
+    by |= {arm: of_labels(accuracy) for arm, accuracy in accuracies.items()}
     of = lambda key: [excess(by) for excess in experiment.CLAIMS[key].inequalities.values()]
     assert of("E1") == [7, 1] and of("E2") == [9, 4, 8.5]
-    error = 100 * (0.8 * 0.2 / 1821) ** 0.5
-    smaller = 100 * (0.795 * 0.205 / 1821) ** 0.5
-    np.testing.assert_allclose(of("E3"), [5, 10, error - 0.5, smaller + 0.5])
+    np.testing.assert_allclose(of("E3"), [5, 10, error(80) - 0.5, error(79.5) + 0.5])

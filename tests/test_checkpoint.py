@@ -1,4 +1,5 @@
 import contextlib
+import logging
 import shutil
 
 import jax
@@ -233,6 +234,14 @@ def test_whoever_reads_beside_a_run_takes_the_next_checkpoint(moment, checkpoint
 
     monkeypatch.setattr(Checkpoints, moment, meanwhile)
     assert_same(checkpoint.tested(checkpoints.folder.parent, LIKE), state(8))
+
+
+def test_others_may_use_absl(checkpoints, caplog):
+    """While a run saves, nothing of Orbax's is shown, and everything of others."""
+    orbax = logging.LogRecord("absl", 40, "/packages/orbax/checkpoint.py", 1, "orbax's", (), None)
+    logging.getLogger("absl").handle(orbax)
+    logging.getLogger("absl").warning("another's")
+    assert [record.message for record in caplog.records] == ["another's"]
 
 
 def test_what_is_not_wanted_is_not_read(checkpoints):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import IDENTITY, batch, run_tiny, tiny
 
-from jaxhist import UserError, devices, log
+from jaxhist import UserError, claims, devices, log
 from jaxhist.checkpoint import Checkpoints
 from jaxhist.finite import Diverged
 from jaxhist.stopping import Interrupted, between
@@ -183,6 +183,14 @@ def test_a_run_that_has_ended_reads_no_data_and_compiles_nothing(run, capsys):
     assert run_tiny(run, data=never, evaluate=never, test=never, init=never) == first
     assert capsys.readouterr().out == f"{run.workdir} has ended, and is tested at step 20\n"
     assert without_speed(run) == lines
+
+
+def test_a_run_of_no_steps_has_a_checkpoint(run):
+    """An arm of a claim that learns nothing is measured as the others are."""
+    result = run_tiny(run, steps=0, data=lambda *_: pytest.fail("it was asked for"))
+    state = claims.tested(tiny(steps=0), run)
+    assert int(state.step) == 0 and tiny().test(state) == result
+    assert [line["phase"] for line in log.read(run.workdir)[1:]] == ["evaluate", "test"]
 
 
 def test_a_run_is_not_made_longer_and_the_line_says_why(run):

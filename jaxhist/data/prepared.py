@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epy
 from google.protobuf import json_format
 
-from jaxhist import UserError
+from jaxhist import UserError, quiet
 from jaxhist.files import failing_in_one_line
 
 with epy.lazy_imports():
@@ -77,6 +77,7 @@ def parallel_texts(name: str, languages: Sequence[str]) -> tfds.core.DatasetBuil
     return builder
 
 
+@quiet("tensorflow_datasets")
 def _described(name: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name)
@@ -89,6 +90,7 @@ def _described(name: str) -> tfds.core.DatasetBuilder:
         raise _missing(name) from error
 
 
+@quiet("tensorflow_datasets")
 def examples(
     builder: tfds.core.DatasetBuilder, split: str, decoders: dict[str, Any] | None = None
 ) -> Sequence[dict[str, Any]]:
