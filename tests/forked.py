@@ -57,7 +57,8 @@ class Command:
         return self._process.exitcode is None
 
     def send_signal(self, number):
-        os.kill(self._process.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self._process.pid, number)
 
     def ended(self, timeout=300):
         """Wait for its end. Returns a `subprocess.CompletedProcess`, its output as text.
