@@ -94,20 +94,9 @@ class Checkpoints:
     def _finish(self, name: str, step: int, best: int):
         self._orbax.wait_until_finished()
         malloc.give_back()  # the copy of the state, and the buffers it was written through
-        folder, me = self.folder / name, jax.process_index()
-        parts = [self.folder / f"{name}.{number}.{SUMS}" for number in range(jax.process_count())]
-        mine = [file for file in _files(folder) if _writer(file) == me]
-        write_durably(parts[me], "".join(_line(folder, file) for file in mine))
-        ocp.multihost.get_barrier_sync_fn()(key=f"sums of {folder}", timeout_ms=PATIENCE)
+        self._sum_up(name)
         if not processes.first():
             return
-        draft, stored = self.folder / f"{name}.{SUMS}", {}
-        for part in parts:
-            stored |= _stored(part)
-        write_durably(draft, "".join(stored[file] for file in sorted(stored)))
-        draft.rename(folder / SUMS)
-        for part in parts:
-            part.unlink()
         if name.endswith(AGAIN):
             replaced = self.folder / f"{step}{REPLACED}"
             (self.folder / str(step)).rename(replaced)
@@ -120,6 +109,24 @@ class Checkpoints:
             (self.folder / str(old) / SUMS).unlink()
             (self.folder / str(old)).rmtree()
         self._previous = newest
+
+    def _sum_up(self, name: str):
+        """Each process what it wrote; the first puts the lines together."""
+        folder, me = self.folder / name, jax.process_index()
+        parts = [self.folder / f"{name}.{number}.{SUMS}" for number in range(jax.process_count())]
+        mine = [file for file in _files(folder) if _writer(file) == me]
+        write_durably(parts[me], "".join(_line(folder, file) for file in mine))
+        ocp.multihost.get_barrier_sync_fn()(key=f"sums of {folder}", timeout_ms=PATIENCE)
+        if not processes.first():
+            return
+        stored = {}
+        for part in parts:
+            stored |= _stored(part)
+        draft = self.folder / f"{name}.{SUMS}"
+        write_durably(draft, "".join(stored[file] for file in sorted(stored)))
+        draft.rename(folder / SUMS)
+        for part in parts:
+            part.unlink()
 
     def wait(self):
         """Wait until the last save is on the disk.
