@@ -18,12 +18,13 @@ import optax
 from matplotlib.figure import Figure
 
 from experiments import adam_equations
-from jaxhist import devices, evaluate, losses, plots
+from jaxhist import UserError, devices, evaluate, losses, plots
 from jaxhist.adam import adam, adamax
 from jaxhist.algorithm import DIVERGED, State, by_setting, descend, side_by_side
 from jaxhist.claims import Claim, Equation, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import batches, images, words
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.adam import Autoencoder, Convolutional, Logistic, Multilayer
 from jaxhist.train import Experiment, Run
 
@@ -47,11 +48,9 @@ class Config:
     network: Literal["logistic", "words", "multilayer", "convolutional", "autoencoder"] = (
         "multilayer"  # "words" is logistic regression too, of a text on the words it has
     )
-    data: str = (
-        "digits"  # or any TFDS set of images of one size; of words "docstrings", or of texts
-    )
-    validation: int = 180  # training examples held out
-    widths: tuple[int, ...] = (256, 256)  # of the hidden layers; of the code last
+    data: str = "digits"  # or a TFDS set of images of one size; of words "docstrings", or of texts
+    validation: PositiveInt = 180  # training examples held out
+    widths: tuple[PositiveInt, ...] = (256, 256)  # of the hidden layers; of the code last
     dropout: float = 0.5  # the part that is dropped, of inputs or hidden units
     l2: float = 0.0  # half of it times the sum of the squared weights is added to the loss
     optimizer: Literal[tuple(OPTIMIZERS)] = "adam"
@@ -59,9 +58,9 @@ class Config:
     decay: bool = False  # divide the rate of step t by sqrt(t)
     b1: float = 0.9  # of Adam: decay of the mean of the gradient
     b2: float = 0.999  # and of its square
-    batch: int = 128
-    steps: int = 600
-    evaluate_every: int = 100
+    batch: PositiveInt = 128
+    steps: NonNegativeInt = 600
+    evaluate_every: PositiveInt = 100
 
 
 # Not in the paper: the weight of the L2 term, and how long 6.1 and 6.2 train.
@@ -124,6 +123,7 @@ def evidence(network, config: Config):
 
 
 def build(config: Config, run: Run) -> Experiment:
+    check(config)
     # Data.
     if config.network == "words":
         data = words.named(config.data, config.validation)
@@ -135,6 +135,8 @@ def build(config: Config, run: Run) -> Experiment:
     train = batches.on_device(lambda: data.load()["train"], config.batch, run.seed, mesh, wide)
 
     # Model.
+    if config.network == "autoencoder" and len(config.widths) != 2:
+        raise UserError(f"widths of an autoencoder are two, not {len(config.widths)}")
     network = {
         "logistic": lambda: Logistic(data.classes, config.dropout),
         "words": lambda: Logistic(data.classes, config.dropout),

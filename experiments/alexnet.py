@@ -27,6 +27,7 @@ from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import batches, images
 from jaxhist.data.images import Images, Labelled
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.alexnet import AlexNet, OneTower, SmallAlexNet
 from jaxhist.train import Experiment, Run
 
@@ -40,24 +41,24 @@ class Config:
     """Section 3.1: small images."""
 
     data: str = "digits"  # "digits", or any TFDS set with images of one size and labels
-    examples: int = 0  # training examples to keep; 0 keeps all
-    shrink: int = 1  # each square of so many pixels on a side becomes one
-    pad: int = 1  # pixels added on each side before a random crop
+    examples: NonNegativeInt = 0  # training examples to keep; 0 keeps all
+    shrink: PositiveInt = 1  # each square of so many pixels on a side becomes one
+    pad: NonNegativeInt = 1  # pixels added on each side before a random crop
     mirror: bool = False  # half of the images: right for photographs, wrong for digits
-    validation: int = 180  # training examples held out to choose the best checkpoint
-    width: int = 32  # filters of the first two convolutions; the third has twice as many
-    hidden: tuple[int, ...] = (256,)  # widths of the fully connected layers before the last
+    validation: PositiveInt = 180  # training examples held out to choose the best checkpoint
+    width: PositiveInt = 32  # filters of the first two convolutions; the third has twice as many
+    hidden: tuple[PositiveInt, ...] = (256,)  # widths of the fully connected layers before the last
     activation: Literal["relu", "tanh"] = "relu"
     normalize: bool = False  # local responses, in the first two layers
     dropout: float = 0.5  # in the hidden fully connected layers
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    batch: int = 64
+    batch: PositiveInt = 64
     rate: float = 0.03
-    falls: int = 3  # how many times the rate is divided by 10, at even distances
+    falls: NonNegativeInt = 3  # how many times the rate is divided by 10, at even distances
     decay: float = 5e-4  # of the weights
-    steps: int = 1200
-    evaluate_every: int = 50
-    patience: int = 12  # evaluations without a better score before stopping; 0 never stops
+    steps: NonNegativeInt = 1200
+    evaluate_every: PositiveInt = 50
+    patience: NonNegativeInt = 12  # evaluations without a better score to stop after; 0: never
 
 
 PRESETS = {
@@ -99,6 +100,7 @@ def network(config: Config) -> partial:
 
 
 def build(config: Config | ImageNet, run: Run) -> Experiment:
+    check(config)
     if isinstance(config, ImageNet):
         model = AlexNet if config.towers == 2 else OneTower
         return learn(config, run, large_photographs(config, run), model, falling(config, 3))

@@ -11,6 +11,7 @@ from typing import Literal
 from jaxhist import devices
 from jaxhist.data import photographs
 from jaxhist.data.images import Labelled
+from jaxhist.fields import NonNegativeInt, PositiveInt
 from jaxhist.train import Run
 
 
@@ -21,10 +22,10 @@ class ImageNet:
     data: str = "imagenet2012"  # any TFDS set with images, labels, and splits train and validation
     towers: Literal[1, 2] = 2
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    batch: int = 128
+    batch: PositiveInt = 128
     rate: float = 0.01  # divided by 10 after 1/4, 1/2 and 3/4 of the steps
-    steps: int = 900_000  # 90 epochs
-    evaluate_every: int = 10_000
+    steps: NonNegativeInt = 900_000  # 90 epochs
+    evaluate_every: PositiveInt = 10_000
 
 
 def large_photographs(config: ImageNet, run: Run) -> Labelled:

@@ -21,6 +21,7 @@ from jaxhist import losses, packed
 from jaxhist.algorithm import descend
 from jaxhist.claims import Claim
 from jaxhist.cli import main
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.attention import RNNsearch
 from jaxhist.models.seq2seq import RNNencdec
 from jaxhist.train import Experiment, Run
@@ -33,20 +34,20 @@ class Config:
     data: str = "numbers"  # in words, "recall", or any TFDS set with a text in each language
     source: str = "en"
     target: str = "de"
-    vocabulary: tuple[int, ...] = (120,)  # sub-words of both languages, or the words of each
+    vocabulary: tuple[PositiveInt, ...] = (120,)  # sub-words of both languages, or words of each
     attend: bool = True  # RNNsearch; else RNNencdec, which has a fixed vector
-    n: int = 128  # units of a layer
-    m: int = 64  # of an embedding
-    l: int = 64  # noqa: E741, pairs of units of the output
+    n: PositiveInt = 128  # units of a layer
+    m: PositiveInt = 64  # of an embedding
+    l: PositiveInt = 64  # noqa: E741, pairs of units of the output
     dropout: float = 0.0
     optimizer: Literal["adam", "adadelta"] = "adam"
     rate: float = 0.006
-    warmup: int = 100  # steps of Adam until the rate is reached
-    length: int = 64  # tokens in a row, which has several sentences
-    batch: int = 32  # rows
-    steps: int = 800
-    evaluate_every: int = 200
-    beams: int = 4  # of the test
+    warmup: NonNegativeInt = 100  # steps of Adam until the rate is reached
+    length: PositiveInt = 64  # tokens in a row, which has several sentences
+    batch: PositiveInt = 32  # rows
+    steps: NonNegativeInt = 800
+    evaluate_every: PositiveInt = 200
+    beams: PositiveInt = 4  # of the test
 
 
 PRESETS = {
@@ -104,6 +105,7 @@ def translator(config: Config, run: Run) -> Translator:
 
 
 def build(config: Config, run: Run) -> Experiment:
+    check(config)
     both = translator(config, run)
     model, data = both.model, both.corpus
 

@@ -18,6 +18,7 @@ from jaxhist.algorithm import descend
 from jaxhist.claims import Claim
 from jaxhist.cli import main
 from jaxhist.data import documents, masked
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models import bert
 from jaxhist.models.bert import TENSOR, PreTraining
 from jaxhist.packed import PAD
@@ -32,25 +33,25 @@ class Config:
     learn: Literal["words", "labels"] = "words"
     start: str = ""  # a run in the same directory as this one, whose network it begins with
     words: str = ""  # a vocab.txt, or a run likewise, whose word pieces it has; else it makes them
-    vocabulary: int = 5000  # word pieces
+    vocabulary: PositiveInt = 5000  # word pieces
     cased: bool = False  # capital letters and accents matter
     left_to_right: bool = False  # each word sees those before it; the next one is learned
     pairs: bool = True  # learn whether segments follow each other
-    examples: int = 0  # whose labels are known, 0 for all
-    layers: int = 2
-    width: int = 128
-    heads: int = 2
+    examples: NonNegativeInt = 0  # whose labels are known, 0 for all
+    layers: PositiveInt = 2
+    width: PositiveInt = 128
+    heads: PositiveInt = 2
     dropout: float = 0.0
     deviation: float = 0.05  # of the first weights: at a width of 128 what 0.02 is at one of 768
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
     corrected: bool = False  # Adam's moments
     rate: float = 1e-3
-    warmup: int = 200  # steps
-    decay: int = 0  # steps until the rate is 0, also those of `start`; 0 for as many as there are
-    length: int = 32  # tokens in a row
-    batch: int = 64  # rows
-    steps: int = 2000
-    evaluate_every: int = 250
+    warmup: NonNegativeInt = 200  # steps
+    decay: NonNegativeInt = 0  # steps until the rate is 0, those of `start` too; 0: until the last
+    length: PositiveInt = 32  # tokens in a row
+    batch: PositiveInt = 64  # rows
+    steps: NonNegativeInt = 2000
+    evaluate_every: PositiveInt = 250
 
 
 # Not in the paper: what is small begins wider, and has no dropout while there is text that it has
@@ -96,6 +97,7 @@ PRESETS = {
 
 
 def build(config: Config, run: Run) -> Experiment:
+    check(config)
     if config.learn == "labels":
         return bert_tuning.experiment(config, run, build)
 

@@ -29,6 +29,7 @@ from jaxhist.algorithm import State, keys, seeded
 from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import play
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models import dqn
 from jaxhist.stopping import check
 from jaxhist.train import Experiment, Run
@@ -45,18 +46,18 @@ class Config:
 
     game: Literal[*play.MINATAR, *play.CONTROL] = "breakout"
     network: Literal[tuple(NETWORKS)] = "minatar"
-    games: int = 4  # side by side; the paper has one
-    memory: int = 100_000  # the last actions, from which batches are drawn
-    begin: int = 5000  # actions before the first update
-    explore: int = 100_000  # actions then, while those at random become a tenth
-    every: int = 4  # actions to an update
-    target_every: int = 1000  # updates to a copy for the target network; 1: there is none
+    games: PositiveInt = 4  # side by side; the paper has one
+    memory: PositiveInt = 100_000  # the last actions, from which batches are drawn
+    begin: PositiveInt = 5000  # actions before the first update
+    explore: PositiveInt = 100_000  # actions then, while those at random become a tenth
+    every: PositiveInt = 4  # actions to an update
+    target_every: PositiveInt = 1000  # updates to a copy for the target network; 1: there is none
     rate: float = 0.00025
-    batch: int = 32
-    rounds: int = 25  # updates to a step of the trainer, where `every` is `games`
-    steps: int = 4000
-    evaluate_every: int = 200
-    most: int = 1000  # actions after which a measured game counts as it stands
+    batch: PositiveInt = 32
+    rounds: PositiveInt = 25  # updates to a step of the trainer, where `every` is `games`
+    steps: NonNegativeInt = 4000
+    evaluate_every: PositiveInt = 200
+    most: PositiveInt = 1000  # actions after which a measured game counts as it stands
 
 
 BRIEF = Atari(games=4, memory=250_000, begin=10_000, steps=625_000, target_every=2500)
@@ -85,6 +86,7 @@ PRESETS = {
 
 
 def build(config: Config | Atari, run: Run) -> Experiment:
+    check(config)
     if isinstance(config, Atari):
         return dqn_atari.build(config, run)
     # Data. The game makes them. From outside come numbers, which choose what is remembered.

@@ -8,7 +8,7 @@ who is faster. A resumed run begins new games; all else is as it was.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from experiments.dqn_learner import Practice, learn, rmsprop
 from jaxhist import UserError
 from jaxhist.algorithm import State
 from jaxhist.data import atari
+from jaxhist.fields import AtLeast, NonNegativeInt, PositiveInt
 from jaxhist.models import dqn
 from jaxhist.train import Experiment, Run
 
@@ -31,21 +32,21 @@ class Atari:
 
     rom: str = "breakout"  # the game, such as "space_invaders"
     network: Literal[tuple(NETWORKS)] = "nature"  # of 2015, of 2013, or linear
-    games: int = 1  # side by side
-    memory: int = 1_000_000  # the last actions, from which batches are drawn; 7 kB each
-    begin: int = 50_000  # actions before the first update
+    games: PositiveInt = 1  # side by side
+    memory: PositiveInt = 1_000_000  # the last actions, from which batches are drawn; 7 kB each
+    begin: PositiveInt = 50_000  # actions before the first update
     # Actions then, while those at random become a tenth. The paper says frames; its code counts
     # actions, as here, and its 50 million frames are actions too.
-    explore: int = 1_000_000
-    every: int = 4  # actions to an update
+    explore: PositiveInt = 1_000_000
+    every: PositiveInt = 4  # actions to an update
     # Updates to a copy for the target network, as in the table; its code has 10,000 actions.
-    target_every: int = 10_000
+    target_every: PositiveInt = 10_000
     rate: float = 0.00025
-    batch: int = 32
-    steps: int = 12_500_000  # updates
-    evaluate_every: int = 62_500  # 250,000 actions
-    measured: int = 30  # games to measure a player by
-    most: int = atari.FIVE_MINUTES  # frames, after which such a game counts as it stands
+    batch: PositiveInt = 32
+    steps: NonNegativeInt = 12_500_000  # updates
+    evaluate_every: PositiveInt = 62_500  # 250,000 actions
+    measured: Annotated[int, AtLeast(2)] = 30  # games to measure a player by
+    most: PositiveInt = atari.FIVE_MINUTES  # frames, after which such a game counts as it stands
 
 
 def build(config: Atari, run: Run) -> Experiment:

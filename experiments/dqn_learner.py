@@ -59,9 +59,6 @@ class Practice(NamedTuple):
 
     def check(self, history: int):
         """Raise UserError if a player who sees so many frames would have nothing to learn from."""
-        for name in ("games", "every", "explore"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.memory < self.games:
             raise UserError(f"a memory of {self.memory} is too small for {self.games} games")
         if self.begin < self.games * (history + 1):

@@ -11,7 +11,7 @@ is part of the data.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,12 @@ from experiments import gan_mixture
 from experiments.gan_mixture import GRID, Mixture
 from experiments.gan_players import Players, adversaries, each
 from experiments.gan_samples import Judge
-from jaxhist import devices, losses, plots
+from jaxhist import UserError, devices, losses, plots
 from jaxhist.adam import adam
 from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import batches, images, photographs
+from jaxhist.fields import AtLeast, NonNegativeInt, PositiveInt, check
 from jaxhist.models import dcgan, gan
 from jaxhist.train import Experiment, Run
 
@@ -37,23 +38,23 @@ from jaxhist.train import Experiment, Run
 @dataclass(frozen=True)
 class Config:
     data: str = "digits"  # "digits", or any TFDS set with images of one size and labels
-    shrink: int = 1  # each square of so many pixels on a side becomes one
-    photographs: int = 0  # crop and scale photographs of any size to so many pixels; 0: no such set
-    validation: int = 180  # training images held out, to choose the width of Parzen windows
+    shrink: PositiveInt = 1  # each square of so many pixels on a side becomes one
+    photographs: NonNegativeInt = 0  # crop and scale photographs to so many pixels; 0: none
+    validation: PositiveInt = 180  # training images held out, to choose the width of Parzen windows
     network: Literal["maxout", "convolutional"] = "maxout"
-    widths: tuple[int, ...] = (256, 256)  # of the generator; if convolutional, of both, mirrored
-    units: int = 240  # of each of the discriminator's two layers of maxout
+    widths: tuple[PositiveInt, ...] = (256, 256)  # of the generator; if convolutional, of both
+    units: PositiveInt = 240  # of each of the discriminator's two layers of maxout
     normalize: bool = True  # batches, if convolutional
     loss: Literal["non-saturating", "saturating"] = "non-saturating"  # the generator's
-    k: int = 1  # steps of the discriminator to one of the generator; 0: it stays as it is
-    ahead: int = 0  # steps that the discriminator learns alone, at the beginning
+    k: NonNegativeInt = 1  # steps of the discriminator to one of the generator; 0: it stays
+    ahead: NonNegativeInt = 0  # steps that the discriminator learns alone, at the beginning
     optimizer: Literal["sgd", "adam"] = "adam"
     rate: float = 0.001
     b1: float = 0.5  # of Adam
-    batch: int = 100
-    steps: int = 10_000
-    evaluate_every: int = 1000
-    samples: int = 10_000  # to measure
+    batch: PositiveInt = 100
+    steps: NonNegativeInt = 10_000
+    evaluate_every: PositiveInt = 1000
+    samples: Annotated[int, AtLeast(20)] = 10_000  # to measure
 
 
 # The paper gives no widths, rates or noise for MNIST; these are its code's, mnist.yaml.
@@ -95,12 +96,15 @@ PRESETS = {
 
 
 def build(config: Config | Mixture, run: Run) -> Experiment:
+    check(config)
     if isinstance(config, Mixture):  # of a claim
         return gan_mixture.build(config, run)
     # Data. Pixels from 0 to 1, and for each step of the discriminator other images.
     mesh, size = devices.mesh(run.devices, run.mesh), max(config.k, 1) * config.batch
     scaled = lambda batch, key: {"image": batch["image"] / jnp.float32(255)}
     if side := config.photographs:
+        if config.data in images.EMBEDDED:
+            raise UserError(f"{config.data} has no photographs; leave --photographs away")
         source, shape = photographs.from_tfds(config.data), (side, side, 3)
         see = lambda photograph, _: {"image": photographs.central_square(photograph, side)}
         data = batches.streamed(lambda: source.load("train"), see, size, run.seed, mesh, scaled)

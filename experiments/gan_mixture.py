@@ -18,6 +18,7 @@ from experiments.gan_players import Players, adversaries, each
 from jaxhist import devices, losses
 from jaxhist.adam import adam
 from jaxhist.algorithm import State, keys
+from jaxhist.fields import NonNegativeInt, PositiveInt
 from jaxhist.train import Experiment, Run
 
 with epy.lazy_imports():  # they take a second
@@ -30,10 +31,10 @@ GRID = np.linspace(-2.5, 2.5, 101)[:, None]  # 97 % of either density
 @dataclass(frozen=True)
 class Mixture:
     learns: bool  # whether the generator does
-    batch: int = 1000
+    batch: PositiveInt = 1000
     rate: float = 0.01  # falls to 0 along half a cosine
-    steps: int = 3000
-    evaluate_every: int = 3000
+    steps: NonNegativeInt = 3000
+    evaluate_every: PositiveInt = 3000
 
 
 class Generator(nn.Module):
@@ -113,7 +114,7 @@ def build(config: Mixture, run: Run) -> Experiment:
         Players(Generator(), Discriminator()),
         (1,),
         losses.non_saturating_generator_loss,
-        adam(optax.cosine_decay_schedule(config.rate, config.steps), b1=0.5),
+        adam(optax.cosine_decay_schedule(config.rate, max(config.steps, 1)), b1=0.5),
         ahead=0 if config.learns else config.steps,
     )
     return Experiment(

@@ -26,6 +26,7 @@ from jaxhist.claims import Claim, Equation, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import images
 from jaxhist.data.images import Labelled
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.googlenet import MODULES, GoogLeNet, Inception, NaiveInception, SmallGoogLeNet
 from jaxhist.train import Experiment, Run
 
@@ -35,19 +36,19 @@ class Config:
     """Not in the paper: small images."""
 
     data: str = "digits"  # "digits", or any TFDS set with images of one size and labels
-    examples: int = 0  # training examples to keep, 0 for all
-    shrink: int = 1  # this many pixels, squared, become one
-    pad: int = 1  # pixels added on each side before a random crop
+    examples: NonNegativeInt = 0  # training examples to keep, 0 for all
+    shrink: PositiveInt = 1  # this many pixels, squared, become one
+    pad: NonNegativeInt = 1  # pixels added on each side before a random crop
     mirror: bool = False  # half of the images: right for photographs, wrong for digits
-    validation: int = 180  # training examples held out to choose the best checkpoint
+    validation: PositiveInt = 180  # training examples held out to choose the best checkpoint
     auxiliary: bool = True  # a second classifier, on the second module, in training
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    batch: int = 64
+    batch: PositiveInt = 64
     rate: float = 0.02
-    fall_every: int = 157  # steps after which the rate is 4 % lower: 8 epochs
-    steps: int = 1200
-    evaluate_every: int = 50
-    patience: int = 12  # evaluations without a better score before stopping; 0 never stops
+    fall_every: NonNegativeInt = 157  # steps to a rate 4 % lower: 8 epochs; 0: never
+    steps: NonNegativeInt = 1200
+    evaluate_every: PositiveInt = 50
+    patience: NonNegativeInt = 12  # evaluations without a better score to stop after; 0: never
 
 
 PRESETS = {
@@ -67,6 +68,7 @@ PRESETS = {
 
 
 def build(config: Config | ImageNet | alexnet.Config, run: Run) -> Experiment:
+    check(config)
     if isinstance(config, alexnet.Config):  # what a claim compares with
         return alexnet.build(config, run)
     if isinstance(config, ImageNet):

@@ -10,6 +10,7 @@ from typing import Literal
 from jaxhist import devices
 from jaxhist.data import photographs
 from jaxhist.data.images import Labelled
+from jaxhist.fields import NonNegativeInt, PositiveInt
 from jaxhist.train import Run
 
 
@@ -21,11 +22,11 @@ class ImageNet:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
     # Not in the paper: batch, rate and steps. They are those that arXiv:1502.03167 trains a variant
     # of this network with, to 72.2 % in one crop (Fig. 3).
-    batch: int = 32
+    batch: PositiveInt = 32
     rate: float = 0.0015
-    fall_every: int = 320_292  # steps after which the rate is 4 % lower: 8 epochs
-    steps: int = 31_000_000
-    evaluate_every: int = 1_000_000
+    fall_every: NonNegativeInt = 320_292  # steps to a rate 4 % lower: 8 epochs; 0: never
+    steps: NonNegativeInt = 31_000_000
+    evaluate_every: PositiveInt = 1_000_000
 
 
 def large_photographs(config: ImageNet, run: Run) -> Labelled:

@@ -24,6 +24,7 @@ from jaxhist.algorithm import State, descend
 from jaxhist.claims import Claim, Figures
 from jaxhist.cli import main
 from jaxhist.data import language
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.gpt import TENSOR, Norm
 from jaxhist.train import Experiment, Run
 
@@ -36,28 +37,28 @@ class Config:
     learn: Literal["text", "labels"] = "text"
     start: str = ""  # of labels: a run in the same directory as this one, to begin with its network
     words: str = ""  # of labels: a run likewise, whose vocabulary it has; else it makes one
-    examples: int = 0  # whose labels are known, 0 for all
+    examples: NonNegativeInt = 0  # whose labels are known, 0 for all
     unit: language.Unit = "bytes"  # of which tokens are made
-    vocabulary: int = 2000  # tokens at most
+    vocabulary: PositiveInt = 2000  # tokens at most
     share: float = 1.0  # of the training text, from its beginning
     network: Literal["transformer", "lstm"] = "transformer"  # the latter: layers and width alone
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    length: int = 64  # tokens in a window
+    layers: PositiveInt = 4
+    width: PositiveInt = 128
+    heads: PositiveInt = 4
+    length: PositiveInt = 64  # tokens in a window
     norm: Norm = "pre"  # or that of GPT-1
-    band: int = 0  # every other layer looks at so many tokens; 0: at all
+    band: NonNegativeInt = 0  # every other layer looks at so many tokens; 0: at all
     dropout: float = 0.0
     remat: bool = False  # layers are computed again for the gradient: less memory
-    unroll: int = 1  # layers in the body of the loop over them
+    unroll: PositiveInt = 1  # layers in the body of the loop over them
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
     rate: float = 0.003
-    warmup: int = 50  # steps
-    decay: int = 1000  # steps until the rate is a tenth; of labels, 0
-    batch: int = 32  # windows
-    parts: int = 1  # of a batch, taken one after the other: less memory
-    steps: int = 1000
-    evaluate_every: int = 250
+    warmup: NonNegativeInt = 50  # steps
+    decay: NonNegativeInt = 1000  # steps to a tenth of the rate (labels: to 0); 0: until the last
+    batch: PositiveInt = 32  # windows
+    parts: PositiveInt = 1  # of a batch, taken one after the other: less memory
+    steps: NonNegativeInt = 1000
+    evaluate_every: PositiveInt = 250
 
 
 SHAKESPEARE = Config(
@@ -117,6 +118,7 @@ def language_model(config: Config, run: Run) -> LanguageModel:
 
 
 def build(config: Config, run: Run) -> Experiment:
+    check(config)
     if config.learn == "labels":
         if config.parts != 1:
             raise UserError("labels are learned from whole batches; leave --parts away")
@@ -138,7 +140,7 @@ def build(config: Config, run: Run) -> Experiment:
         return values, (extra, metrics)
 
     # Algorithm. Adam, as GPT-3 has it.
-    optimizer = gpt_recipe.adam(config.rate, config.warmup, config.decay)
+    optimizer = gpt_recipe.adam(config.rate, config.warmup, config.decay or config.steps)
     if config.parts != 1:
         devices.check_divides(devices.mesh(run.devices, run.mesh), data.batch, config.parts)
     algorithm = descend(init_model, loss, optimizer, config.parts)
@@ -146,6 +148,9 @@ def build(config: Config, run: Run) -> Experiment:
     scores = gpt_text.measuring(both, run, config.batch // config.parts)
     answers = gpt_text.answering(both, run)
     asked = config.data == "letters"  # whose tasks are learned from the context
+    room = 3 * max(gpt_text.SHOTS) + 2  # tokens of so many pairs, each a line, and of a question
+    if asked and config.length < room:
+        raise UserError(f"length must be at least {room} for letters, not {config.length}")
 
     def test(state: State):
         return scores(state, "test") | (answers(state) if asked else {})

@@ -110,7 +110,9 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
-            warmed(config.rate, config.warmup, config.decay), weight_decay=0.01, mask=decayed
+            warmed(config.rate, config.warmup, config.decay or config.steps),
+            weight_decay=0.01,
+            mask=decayed,
         ),
     )
     algorithm = descend(init_model, loss, optimizer)

@@ -20,6 +20,7 @@ from experiments import resnet
 from jaxhist import plots
 from jaxhist.claims import Claim, Equation, Figures, Trained
 from jaxhist.cli import main
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.resnet import convolution, normalization
 from jaxhist.models.resnet_v2 import Altered, AlteredBlock, AlteredResNet, SmallPreResNet
 from jaxhist.train import Experiment, Run
@@ -29,17 +30,17 @@ from jaxhist.train import Experiment, Run
 class Config:
     unit: Literal[Altered, "preactivation", "preactivation bottleneck"] = "preactivation"
     data: str = "digits"  # "digits", or any TFDS set with images of one size and labels
-    pad: int = 1  # pixels added on each side before a random crop
+    pad: NonNegativeInt = 1  # pixels added on each side before a random crop
     mirror: bool = False  # half of the images: right for photographs, wrong for digits
-    validation: int = 180  # training examples held out to choose the best checkpoint
-    depth: int = 20  # 6n + 2 layers; with bottlenecks 9n + 2
+    validation: PositiveInt = 180  # training examples held out to choose the best checkpoint
+    depth: PositiveInt = 20  # 6n + 2 layers; with bottlenecks 9n + 2
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    batch: int = 64
+    batch: PositiveInt = 64
     rate: float = 0.1  # a tenth of it after 1/2 of the steps, a hundredth after 3/4
-    warmup: int = 0  # steps at a tenth of the rate, before it
-    steps: int = 2400
-    evaluate_every: int = 50
-    patience: int = 24  # evaluations without a better score before stopping; 0 never stops
+    warmup: NonNegativeInt = 0  # steps at a tenth of the rate, before it
+    steps: NonNegativeInt = 2400
+    evaluate_every: PositiveInt = 50
+    patience: NonNegativeInt = 24  # evaluations without a better score to stop after; 0: never
 
 
 # Section 5: "we warm up the training by using a smaller learning rate of 0.01 at the beginning 400
@@ -64,6 +65,7 @@ PRESETS = {
 
 
 def build(config: Config, run: Run) -> Experiment:
+    check(config)
     # Data, loss and algorithm are those of 2015.
     if config.unit in get_args(Altered):
         model = partial(AlteredResNet, altered=config.unit)

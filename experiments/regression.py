@@ -22,6 +22,7 @@ from jaxhist.algorithm import descend
 from jaxhist.claims import Equation
 from jaxhist.cli import main
 from jaxhist.data import batches
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.train import Experiment, Run
 
 with epy.lazy_imports():  # they take a second
@@ -30,10 +31,10 @@ with epy.lazy_imports():  # they take a second
 
 @dataclass(frozen=True)
 class Config:
-    batch: int = 64
+    batch: PositiveInt = 64
     rate: float = 0.01
-    steps: int = 1000
-    evaluate_every: int = 100
+    steps: NonNegativeInt = 1000
+    evaluate_every: PositiveInt = 100
 
 
 PRESETS = {"small": Config()}
@@ -50,6 +51,7 @@ def patients() -> list[dict[str, np.ndarray]]:
 
 
 def build(config: Config, run: Run) -> Experiment:
+    check(config)
     # Data.
     train, validation, test = patients()
     mesh = devices.mesh(run.devices, run.mesh)

@@ -24,6 +24,7 @@ from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import images
 from jaxhist.data.images import Labelled
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.resnet import ResNet, Shortcut, SmallResNet
 from jaxhist.train import Experiment, Run
 
@@ -33,18 +34,18 @@ class Config:
     """Section 4.2: small images."""
 
     data: str = "digits"  # "digits", or any TFDS set with images of one size and labels
-    pad: int = 1  # pixels added on each side before a random crop
+    pad: NonNegativeInt = 1  # pixels added on each side before a random crop
     mirror: bool = False  # half of the images: right for photographs, wrong for digits
-    validation: int = 180  # training examples held out to choose the best checkpoint
-    depth: int = 20  # 6n + 2 layers
+    validation: PositiveInt = 180  # training examples held out to choose the best checkpoint
+    depth: PositiveInt = 20  # 6n + 2 layers
     shortcut: Shortcut = "A"  # of section 3.3; "none" is the plain twin
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    batch: int = 64
+    batch: PositiveInt = 64
     rate: float = 0.1  # a tenth of it after 1/2 of the steps, a hundredth after 3/4
-    warmup: int = 0  # steps at a tenth of the rate, before it
-    steps: int = 2400
-    evaluate_every: int = 50
-    patience: int = 24  # evaluations without a better score before stopping; 0 never stops
+    warmup: NonNegativeInt = 0  # steps at a tenth of the rate, before it
+    steps: NonNegativeInt = 2400
+    evaluate_every: PositiveInt = 50
+    patience: NonNegativeInt = 24  # evaluations without a better score to stop after; 0: never
 
 
 CIFAR10 = Config(
@@ -77,6 +78,7 @@ def small_images(config: Config, run: Run) -> Labelled:
 
 
 def build(config: Config | ImageNet, run: Run) -> Experiment:
+    check(config)
     if isinstance(config, ImageNet):
         model = partial(ResNet, config.depth, shortcut=config.shortcut, v1_5=config.v1_5)
         # "Divided by 10 when the error plateaus". Not in the paper: at fixed steps.

@@ -10,6 +10,7 @@ from typing import Literal
 from jaxhist import devices
 from jaxhist.data import photographs
 from jaxhist.data.images import Labelled
+from jaxhist.fields import NonNegativeInt, PositiveInt
 from jaxhist.models.resnet import Shortcut
 from jaxhist.train import Run
 
@@ -19,14 +20,14 @@ class ImageNet:
     """Section 4.1: photographs."""
 
     data: str = "imagenet2012"  # any TFDS set with images, labels, and splits train and validation
-    depth: int = 50  # 18, 34, 50, 101 or 152 layers
+    depth: PositiveInt = 50  # 18, 34, 50, 101 or 152 layers
     shortcut: Shortcut = "B"  # of section 3.3; "none" is the plain twin
     v1_5: bool = False  # a bottleneck's stride in its 3x3 convolution, not in its first 1x1
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    batch: int = 256
+    batch: PositiveInt = 256
     rate: float = 0.1  # divided by 10 after 1/4, 1/2 and 3/4 of the steps
-    steps: int = 600_000
-    evaluate_every: int = 10_000
+    steps: NonNegativeInt = 600_000
+    evaluate_every: PositiveInt = 10_000
 
 
 def large_photographs(config: ImageNet, run: Run) -> Labelled:

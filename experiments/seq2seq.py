@@ -20,6 +20,7 @@ from jaxhist import losses, packed
 from jaxhist.algorithm import descend
 from jaxhist.claims import Claim
 from jaxhist.cli import main
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.seq2seq import Seq2Seq
 from jaxhist.train import Experiment, Run
 
@@ -31,19 +32,19 @@ class Config:
     data: str = "numbers"  # in words, "recall", or any TFDS set with a text in each language
     source: str = "en"
     target: str = "de"
-    vocabulary: tuple[int, ...] = (120,)  # sub-words of both languages, or the words of each
+    vocabulary: tuple[PositiveInt, ...] = (120,)  # sub-words of both languages, or words of each
     reverse: bool = True  # the source is read from its end
-    n: int = 256  # cells of a layer, and the size of an embedding
-    layers: int = 2
+    n: PositiveInt = 256  # cells of a layer, and the size of an embedding
+    layers: PositiveInt = 2
     dropout: float = 0.0
     optimizer: Literal["adam", "sgd"] = "adam"
     rate: float = 0.003
-    warmup: int = 100  # steps of Adam until the rate is reached
-    length: int = 64  # tokens in a row, which has several sentences
-    batch: int = 32  # rows
-    steps: int = 600
-    evaluate_every: int = 200
-    beams: int = 4  # of the test
+    warmup: NonNegativeInt = 100  # steps of Adam until the rate is reached
+    length: PositiveInt = 64  # tokens in a row, which has several sentences
+    batch: PositiveInt = 32  # rows
+    steps: NonNegativeInt = 600
+    evaluate_every: PositiveInt = 200
+    beams: PositiveInt = 4  # of the test
 
 
 PRESETS = {
@@ -88,6 +89,7 @@ def translator(config: Config, run: Run) -> Translator:
 
 
 def build(config: Config, run: Run) -> Experiment:
+    check(config)
     both = translator(config, run)
     model, data = both.model, both.corpus
 

@@ -25,6 +25,7 @@ from jaxhist.algorithm import descend
 from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import augment, images
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.simclr import Encoder, EncoderAndHead, Head, SmallEncoder
 from jaxhist.train import Experiment, Run
 
@@ -34,26 +35,26 @@ class Config:
     """Appendix B.9: small images."""
 
     data: str = "pieces"  # of photographs; or any TFDS set with images of one size and labels
-    examples: int = 0  # training images to keep, 0 for all
-    shrink: int = 1  # this many pixels, squared, become one
-    validation: int = 400  # training images held out
+    examples: NonNegativeInt = 0  # training images to keep, 0 for all
+    shrink: PositiveInt = 1  # this many pixels, squared, become one
+    validation: PositiveInt = 400  # training images held out
     learn: Learn = "views"  # from "labels", or with "linear" from them by the last layer alone
     start: str = ""  # a run in the same directory as this one, whose encoder it begins with
-    labels: int = 0  # training images whose labels are known, 0 for all
+    labels: NonNegativeInt = 0  # training images whose labels are known, 0 for all
     area: float = 0.2  # the smallest part of an image that a view shows; 1 shows all of it
     mirror: bool = True  # half of the views: right for photographs, wrong for digits
     strength: float = 0.5  # s of the colour distortion; 0 leaves the colours
-    depth: int = 0  # layers of the residual network; 0 for a small one with these widths
-    widths: tuple[int, ...] = (64, 128, 256)
+    depth: NonNegativeInt = 0  # layers of the residual network; 0 for a small one with these widths
+    widths: tuple[PositiveInt, ...] = (64, 128, 256)
     head: Literal["nonlinear", "linear", "none"] = "nonlinear"
     temperature: float = 0.1
     normalize: bool = True  # compare by the cosine, not by the product
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    batch: int = 128  # images, each seen twice
+    batch: PositiveInt = 128  # images, each seen twice
     rate: float = 1.0
-    warmup: int = 100  # steps until the rate is reached
-    steps: int = 1000
-    evaluate_every: int = 250
+    warmup: NonNegativeInt = 100  # steps until the rate is reached
+    steps: NonNegativeInt = 1000
+    evaluate_every: PositiveInt = 250
 
 
 CIFAR10 = Config(data="cifar10", validation=5000)
@@ -86,7 +87,6 @@ PRESETS |= simclr_imagenet.PRESETS
 
 def small_images(config: Config, run: Run) -> augment.Views:
     """All of a set or a part of it."""
-    # Data.
     source = images.named(config.data, config.validation)
     source = images.reduced(source, config.examples, config.shrink)
     labelled = images.reduced(source, config.labels)
@@ -96,18 +96,17 @@ def small_images(config: Config, run: Run) -> augment.Views:
 
 
 def build(config: Config | ImageNet, run: Run) -> Experiment:
+    check(config)
     # Data.
     dtype = jnp.dtype(config.dtype)
     if isinstance(config, ImageNet):
         data, encoder = large_photographs(config, run), Encoder(config.depth, dtype=dtype)
         head, normalize = "nonlinear", True
     else:
-        data = small_images(config, run)
-        head, normalize = config.head, config.normalize
+        data, head, normalize = small_images(config, run), config.head, config.normalize
+        encoder = SmallEncoder(config.widths, dtype)
         if config.depth:
             encoder = Encoder(config.depth, small=True, dtype=dtype)
-        else:
-            encoder = SmallEncoder(config.widths, dtype)
 
     # Model. Labels are predicted by a linear layer in the place of the head.
     head = Head(head) if config.learn == "views" else nn.Dense(len(data.names))
@@ -150,7 +149,8 @@ def build(config: Config | ImageNet, run: Run) -> Experiment:
 
     # Algorithm. Section 2.2: LARS with a weight decay of 1e-6, neither of which is for biases and
     # batch normalization. Appendix B.5: labels are learned with Nesterov's momentum alone.
-    rate = optax.warmup_cosine_decay_schedule(0, config.rate, config.warmup, config.steps)
+    end = max(config.steps, config.warmup + 1)  # a run that is shorter does nothing but warm up
+    rate = optax.warmup_cosine_decay_schedule(0, config.rate, config.warmup, end)
     kernels = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     if config.learn == "views":
         optimizer = optax.lars(rate, 1e-6, kernels, trust_ratio_mask=kernels, momentum=0.9)

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxhist import devices
 from jaxhist.data import augment, batches, labels, photographs
+from jaxhist.fields import NonNegativeInt, PositiveInt
 from jaxhist.train import Run
 
 # What is learned from: two views of each image, without labels; labels; or labels, by the last
@@ -27,14 +28,14 @@ class ImageNet:
     data: str = "imagenet2012"  # any TFDS set with images, labels, and splits train and validation
     learn: Learn = "views"  # from "labels", or with "linear" from them by the last layer alone
     start: str = ""  # a run in the same directory as this one, whose encoder it begins with
-    depth: int = 50  # layers of the residual network
+    depth: PositiveInt = 50  # layers of the residual network
     temperature: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
-    batch: int = 4096  # images, each seen twice
+    batch: PositiveInt = 4096  # images, each seen twice
     rate: float = 4.8  # 0.3 batch / 256 (section 2.2)
-    warmup: int = 3_128  # steps until the rate is reached: 10 epochs
-    steps: int = 31_278  # 100 epochs
-    evaluate_every: int = 3_128
+    warmup: NonNegativeInt = 3_128  # steps until the rate is reached: 10 epochs
+    steps: NonNegativeInt = 31_278  # 100 epochs
+    evaluate_every: PositiveInt = 3_128
 
 
 # Appendices B.5 and B.6: 90 epochs of the last layer; of all weights 60 epochs of 1 % of the images

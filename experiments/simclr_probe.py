@@ -93,6 +93,7 @@ def draw_neighbours(
 
 def draw_map(test: Features, names: Sequence[str], count: int = 1000) -> np.ndarray:
     """The features of some of the test images, in a plane."""
-    places = manifold.TSNE(random_state=0).fit_transform(test.values[:count])
+    begin = "pca" if test.values.shape[1] > 1 else "random"
+    places = manifold.TSNE(init=begin, random_state=0).fit_transform(test.values[:count])
     title = f"h of {len(places)} test images (t-SNE)"
     return plots.scatter(places, test.label[:count], names, title)

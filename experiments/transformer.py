@@ -27,6 +27,7 @@ from jaxhist import UserError, losses, packed
 from jaxhist.algorithm import State, descend
 from jaxhist.claims import Claim, Figures
 from jaxhist.cli import main
+from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models.transformer import BASE as BASE_SIZE
 from jaxhist.models.transformer import BIG as BIG_SIZE
 from jaxhist.models.transformer import TENSOR, Positions, Size, Transformer
@@ -40,24 +41,24 @@ class Config:
     data: str = "numbers"  # in words, "recall", or any TFDS set with a text in each language
     source: str = "en"
     target: str = "de"
-    vocabulary: tuple[int, ...] = (120,)  # sub-words of both languages
-    layers: int = 2  # of the encoder, and of the decoder
-    width: int = 128
-    hidden: int = 256  # units of a feed-forward layer
-    heads: int = 4
+    vocabulary: tuple[PositiveInt, ...] = (120,)  # sub-words of both languages
+    layers: PositiveInt = 2  # of the encoder, and of the decoder
+    width: PositiveInt = 128
+    hidden: PositiveInt = 256  # units of a feed-forward layer
+    heads: PositiveInt = 4
     positions: Positions = "sinusoids"
     dropout: float = 0.1
     smoothing: float = 0.1  # of the labels
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the activations
     rate: float = 0.5  # times the paper's
-    warmup: int = 200  # steps
-    average: int = 1  # how many states, the last and those before it, are averaged for the test
-    average_every: int = 1  # steps from one of them to the next
-    length: int = 64  # tokens in a row, which has several sentences
-    batch: int = 32  # rows
-    steps: int = 600
-    evaluate_every: int = 150
-    beams: int = 4  # of the test
+    warmup: NonNegativeInt = 200  # steps
+    average: PositiveInt = 1  # states, the last and those before it, averaged for the test
+    average_every: PositiveInt = 1  # steps from one of them to the next
+    length: PositiveInt = 64  # tokens in a row, which has several sentences
+    batch: PositiveInt = 32  # rows
+    steps: NonNegativeInt = 600
+    evaluate_every: PositiveInt = 150
+    beams: PositiveInt = 4  # of the test
 
 
 # Section 5.1: 25,000 tokens of each language in a batch, packed into 200 rows. Section 6.1: the
@@ -119,6 +120,7 @@ def translator(config: Config, run: Run) -> Translator:
 
 
 def build(config: Config, run: Run) -> Experiment:
+    check(config)
     both = translator(config, run)
     model, data = both.model, both.corpus
 
@@ -139,8 +141,8 @@ def build(config: Config, run: Run) -> Experiment:
     rate = warmed(config.width, config.warmup)
     optimizer = optax.adam(lambda step: config.rate * rate(step + 1), b1=0.9, b2=0.98, eps=1e-9)
     algorithm = descend(init_model, loss, optimizer)
-    if config.average < 1 or config.average * config.average_every > config.steps:
-        raise UserError(f"there are no {config.average} states to be averaged")
+    if config.average > 1 and config.average * config.average_every > config.steps:
+        raise UserError(f"average times average_every must be at most steps {config.steps}")
 
     def step(state: State, batch, key):
         state, metrics = algorithm.step(state, batch, key)
@@ -162,7 +164,7 @@ def build(config: Config, run: Run) -> Experiment:
 
 def warmed(width: int, warmup: int) -> optax.Schedule:
     """D^-0.5 min(step^-0.5, step warmup^-1.5), equation 3; the first step is 1."""
-    return lambda step: width**-0.5 * jnp.minimum(step**-0.5, step * warmup**-1.5)
+    return lambda step: width**-0.5 * jnp.minimum(step**-0.5, step * max(warmup, 1) ** -1.5)
 
 
 def averaged(state: State, config: Config) -> Any:

@@ -143,7 +143,7 @@ def test_reduced_keeps_a_share_of_each_label_and_averages_squares():
 
 
 def test_what_cannot_be_reduced_is_refused():
-    with pytest.raises(UserError, match="8 x 8 pixels cannot be divided by 3"):
+    with pytest.raises(UserError, match="shrink 3 does not divide images of 8 x 8 pixels"):
         images.reduced(images.digits(180), by=3)
     with pytest.raises(UserError, match="5000 of 1257 examples cannot be held out"):
         images.reduced(images.digits(180), 5000).load()

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+from conftest import needs
 
+from experiments import gpt, gpt_tuning, simclr, transformer
 from jaxhist.data import prepared
 from jaxhist.train import Run
 
@@ -61,3 +64,27 @@ def test_no_rate_is_below_zero_or_above_its_peak(name, rates, monkeypatch):
             assert peak > 0 and at.min() >= 0 and at.max() <= peak, preset
             if hasattr(config, "rate") and name != "transformer":
                 assert peak <= config.rate * (1 + 1e-6), preset
+
+
+@pytest.mark.parametrize("steps", [1, 99, 100, 101])
+def test_simclr_rises_over_its_warmup_also_where_no_steps_are_left(rates, steps):
+    config = replace(simclr.PRESETS["small"], warmup=100, steps=steps)
+    simclr.build(config, Run())
+    at = np.arange(steps)
+    np.testing.assert_allclose(jax.vmap(rates[0])(at), config.rate * at / 100, rtol=1e-6)
+
+
+@needs("sst_binary")
+def test_a_decay_of_0_lasts_until_the_last_step(rates):
+    """GPT's, of text and of labels; BERT's is in tests/test_bert_experiment.py."""
+    for fields in ({}, gpt.SST):
+        config = replace(gpt.PRESETS["small"], **{**fields, "steps": 40, "decay": 0})
+        for other in (config, replace(config, decay=40)):
+            gpt.build(other, Run(devices=1))
+        none, forty = (jax.vmap(rate)(np.arange(40)) for rate in rates[-2:])
+        assert np.isfinite(none).all() and (none == forty).all()
+
+
+def test_without_a_warmup_a_rate_begins_at_its_peak():
+    transformers, labels = transformer.warmed(16, 0), gpt_tuning.warmed(0.1, 0, 100)
+    assert transformers(1.0) == 16**-0.5 > transformers(2.0) and labels(0) == np.float32(0.1)

@@ -71,9 +71,15 @@ def shapes(batch: int, shape: tuple[int, int, int]) -> Batch:
 
 
 def named(name: str, validation: int) -> Images:
-    """`digits` or `pieces`, or a TFDS data set by its name."""
-    embedded = {"digits": digits, "pieces": pieces}
-    return embedded[name](validation) if name in embedded else from_tfds(name, validation)
+    """`digits` or `pieces`, or a TFDS data set by its name.
+
+    Raises:
+      UserError: it is not there, not made of labelled images of one size, or has more classes than
+        there are examples to be held out.
+    """
+    source = EMBEDDED[name](validation) if name in EMBEDDED else from_tfds(name, validation)
+    labels.check_each("validation", validation, source.classes)
+    return source
 
 
 def digits(validation: int) -> Images:
@@ -135,6 +141,9 @@ def pieces(validation: int) -> Images:
     return Images((16, 16, 3), len(PHOTOGRAPHS), load, tuple(PHOTOGRAPHS))
 
 
+EMBEDDED = {"digits": digits, "pieces": pieces}  # they come with the installed packages
+
+
 def from_tfds(name: str, validation: int) -> Images:
     """A TFDS data set, read without TensorFlow from $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
@@ -151,7 +160,8 @@ def from_tfds(name: str, validation: int) -> Images:
     shape = features["image"].shape
     if None in shape:
         raise UserError(
-            f"the images of data set {name!r} differ in size ({shape}); one size is needed"
+            f"the images of data set {name!r} differ in size ({shape}); choose one of one size, or "
+            "--photographs if this experiment has it"
         )
 
     @functools.cache
@@ -197,11 +207,14 @@ def reduced(source: Images, examples: int = 0, by: int = 1) -> Images:
       by: each square of `by` x `by` pixels becomes one, their mean.
 
     Raises:
-      UserError: the images cannot be divided so, or (when loaded) there are too few examples.
+      UserError: the images cannot be divided so, `examples` are fewer than the classes, or (when
+        loaded) more than there are.
     """
     height, width, channels = source.shape
-    if by < 1 or height % by or width % by:
-        raise UserError(f"images of {height} x {width} pixels cannot be divided by {by}")
+    if height % by or width % by:
+        raise UserError(f"shrink {by} does not divide images of {height} x {width} pixels")
+    if examples:
+        labels.check_each("examples with labels", examples, source.classes)
 
     def shrink(split: Split) -> Split:
         image = split["image"].reshape(-1, height // by, by, width // by, by, channels)
@@ -268,12 +281,7 @@ def crops(source: Images, batch: int, pad: int, mirror: bool, seed: int, mesh: M
       mirror: half of the images: right for photographs, wrong for digits.
       seed: of the run.
       mesh: that the batches are split over.
-
-    Raises:
-      UserError: the padding is negative.
     """
-    if pad < 0:
-        raise UserError(f"pad is {pad}; it cannot be negative")
 
     def center(image):
         return centered(image, source.load()["train"]["image"])

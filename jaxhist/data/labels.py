@@ -86,6 +86,12 @@ def splits(
     return {"train": train, "validation": held_out, "test": parts["test"]}
 
 
+def check_each(name: str, size: int, classes: int):
+    """Raise UserError if so many examples cannot have one of each class."""
+    if size < classes:
+        raise UserError(f"{name} must be at least {classes}, one of each class, not {size}")
+
+
 def split_off(split: Split, size: int) -> tuple[Split, Split]:
     """A split without `size` examples, and these; stratified by label, always the same ones.
 

@@ -71,7 +71,7 @@ def corpus(
       UserError: a row is too short; and, when data are asked for, that documents have no words.
     """
     if length < 8:
-        raise UserError(f"rows of {length} tokens are too short for two segments")
+        raise UserError(f"length must be at least 8 for a row of two segments, not {length}")
 
     def cut(document: str, number: int) -> list[Batch]:
         """The windows of a document, and its number with each."""

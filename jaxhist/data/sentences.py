@@ -50,11 +50,20 @@ def from_tfds(
       mesh: that the batches are split over.
 
     Raises:
-      UserError: it is not there, or not made of one or two texts with a label.
+      UserError: it is not there, or not made of one or two texts with a label; a row is too short
+        for them, or `examples` are fewer than the classes.
     """
     builder, texts = prepared.labelled_texts(name)
     if len(texts) > 2:
         raise UserError(f"data set {name!r} has more than two texts: {', '.join(texts)}")
+    names = list(builder.info.features["label"].names)
+    if examples:
+        labels.check_each("examples", examples, len(names))
+    if length < 2 * len(texts) + 1:
+        raise UserError(
+            f"length must be at least {2 * len(texts) + 1}, for a token of each text and the marks "
+            f"around them, not {length}"
+        )
 
     def split(part: str) -> Split:
         found = list(prepared.examples(builder, part))
@@ -82,7 +91,7 @@ def from_tfds(
     shape = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     return Sentences(
         {"tokens": shape, "segment": shape, "label": jax.ShapeDtypeStruct((batch,), jnp.int32)},
-        list(builder.info.features["label"].names),
+        names,
         batches.on_device(lambda: rows("train"), batch, seed, mesh, lambda batch, key: batch),
         lambda part: batches.slices(rows(part)),
         lambda: [one for name in texts for one in load()["train"][name]],

@@ -74,7 +74,11 @@ def named(
         asked for, that the data set is not there or has no such texts.
     """
     if len(vocabulary) not in (1, 2) or min(vocabulary) < 4:
-        raise UserError(f"a vocabulary is one number of sub-words, or two of words: {vocabulary}")
+        raise UserError(
+            f"a vocabulary is one number of sub-words, or two of words, 4 or more: {vocabulary}"
+        )
+    if length < 2:
+        raise UserError(f"length must be at least 2, a token and the end, not {length}")
     drawn = None
     if name == "numbers":
         drawn = numbers(languages)

@@ -79,9 +79,14 @@ def kept(
       size: how many pieces.
       cased: capital letters and accents matter, in one that is made or read.
 
-    Raises (when it is asked for):
-      UserError: it cannot be read, or has another size.
+    Raises:
+      UserError: the size makes no sense; and, when the vocabulary is asked for, that it cannot be
+        read, or has another size.
     """
+    if size <= len(SPECIAL):
+        raise UserError(
+            f"a vocabulary has more pieces than the {len(SPECIAL)} special ones: {size}"
+        )
 
     def make() -> Tokenizer:
         if words.endswith(".txt"):

@@ -22,8 +22,15 @@ WORDS = 10_000  # the most frequent of the training texts
 
 
 def named(name: str, validation: int) -> Inputs:
-    """`docstrings`, or a TFDS data set by its name."""
-    return docstrings(validation) if name == "docstrings" else from_tfds(name, validation)
+    """`docstrings`, or a TFDS data set by its name.
+
+    Raises:
+      UserError: it is not there, not made of labelled texts, or has more classes than there are
+        examples to be held out.
+    """
+    source = docstrings(validation) if name == "docstrings" else from_tfds(name, validation)
+    labels.check_each("validation", validation, source.classes)
+    return source
 
 
 # Packages that come with jaxhist and are full of English, by the names of their distributions.

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxhist import UserError
 from jaxhist.convolution import convolve
 
 
@@ -55,6 +56,8 @@ class Convolutional(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        if not self.widths:
+            raise UserError("widths of a convolutional network are at least one, not none")
         *filters, hidden = self.widths
         x = nn.Dropout(0.2 if self.dropout else 0.0, deterministic=not train)(x)
         for width in filters:

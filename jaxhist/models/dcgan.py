@@ -48,7 +48,8 @@ class Layer(nn.Module):
 class Generator(nn.Module):
     """Noise [B, Z] -> images [B, H, W, C]. Each layer doubles the height and the width.
 
-    Raises UserError where the images are not 2^len(widths) times a whole number high and wide.
+    Raises UserError where there are no widths, or the images are not 2^len(widths) times a whole
+    number high and wide.
     """
 
     shape: tuple[int, int, int]  # H, W, C
@@ -65,9 +66,10 @@ class Generator(nn.Module):
         norm = normalization(self.normalize, train)
         height, width, channels = self.shape
         scale = 2 ** len(self.widths)
-        if height % scale or width % scale:
+        if not self.widths or height % scale or width % scale:
             raise UserError(
-                f"images of {height} x {width} cannot be halved {len(self.widths)} times"
+                f"images of {height} x {width} cannot be halved {len(self.widths)} times; choose "
+                "other widths, or photographs of another size"
             )
         first = nn.Dense(
             height // scale * (width // scale) * self.widths[0],

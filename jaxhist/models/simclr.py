@@ -27,6 +27,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        if self.depth not in DEPTHS:
+            raise UserError(f"depth {self.depth} is none of {', '.join(map(str, DEPTHS))}")
         conv, norm = partial(convolution, dtype=self.dtype), normalization(train, self.dtype)
         # Not in the paper: where a bottleneck has its stride; as in its code, in the 3x3.
         block = Block if self.depth < 50 else partial(Bottleneck, v1_5=True)
@@ -52,6 +54,8 @@ class SmallEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+        if not self.widths:
+            raise UserError("widths of an encoder are at least one, not none")
         conv, norm = partial(convolution, dtype=self.dtype), normalization(train, self.dtype)
         x = squares(image)
         x = x.reshape(*x.shape[:3], -1)

@@ -184,7 +184,7 @@ class Transformer(nn.Module):
     def setup(self):
         layers, width, _, heads, dropout = self.size
         if width % heads or width % 2:
-            raise UserError(f"a width of {width} cannot be divided among {heads} heads")
+            raise UserError(f"a width of {width} cannot be divided among {heads} heads, or is odd")
         normal = nn.initializers.normal(width**-0.5)
         self.embedding = nn.Embed(self.vocabulary, width, embedding_init=normal, dtype=self.dtype)
         if self.positions == "learned":
