@@ -24,14 +24,13 @@ from experiments import dqn_atari
 from experiments.dqn_agent import q_learning
 from experiments.dqn_atari import Atari
 from experiments.dqn_learner import Practice, learn, rmsprop
-from jaxhist import UserError, devices, log, plots, tell
+from jaxhist import UserError, devices, log, plots, stopping, tell
 from jaxhist.algorithm import State, keys, seeded
 from jaxhist.claims import Claim, Figures, Trained
 from jaxhist.cli import main
 from jaxhist.data import play
 from jaxhist.fields import NonNegativeInt, PositiveInt, check
 from jaxhist.models import dqn
-from jaxhist.stopping import check
 from jaxhist.train import Experiment, Run
 
 with epy.lazy_imports():  # they take a second
@@ -125,7 +124,7 @@ def build(config: Config | Atari, run: Run) -> Experiment:
 
     def measure(state: State, games: int):
         values = learned(state, jax.random.fold_in(key.draw, games))
-        check()
+        stopping.check()
         return {
             "score": float(values.mean()),
             "standard error": float(values.std(ddof=1) / len(values) ** 0.5),
