@@ -145,8 +145,6 @@ def build(config: Config, run: Run) -> Experiment:
         return descend(init_model, loss, bert_tuning.optimizer(config, before))
 
     def begin(state):
-        if not config.start:
-            return state
         moved = lambda state: (state.params, state.opt_state)
         params, opt_state = starting.learned(build, config, run, moved, moved(state))
         return state.replace(params=params, opt_state=opt_state)

@@ -102,8 +102,6 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
         return model.init(key, tokens, tokens, train=False)["params"], ()
 
     def begin(state):
-        if not config.start:
-            return state
         parts = lambda state: {name: state.params[name] for name in ("encoder", "pooler")}
         found = starting.learned(build, config, run, parts, parts(state))
         return state.replace(params={**state.params, **found})

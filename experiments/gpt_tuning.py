@@ -81,8 +81,6 @@ def experiment(config: Any, run: Run, build: Callable) -> Experiment:
         return model.init(key, jnp.zeros((1, 1), jnp.int32), train=False)["params"], ()
 
     def begin(state):
-        if not config.start:
-            return state
         drawn, part = state.params["network"], lambda state: state.params
         found = starting.learned(build, config, run, part, drawn)
         return state.replace(params={**state.params, "network": found})

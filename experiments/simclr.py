@@ -117,11 +117,8 @@ def build(config: Config | ImageNet, run: Run) -> Experiment:
         return variables["params"], variables["batch_stats"]
 
     def begin(state):
-        if not config.start:
-            return state
-        encoder_of = lambda state: (state.params["encoder"], state.extra)
-        drawn = encoder_of(state)
-        encoder, statistics = starting.learned(build, config, run, encoder_of, drawn)
+        part = lambda state: (state.params["encoder"], state.extra)
+        encoder, statistics = starting.learned(build, config, run, part, part(state))
         return state.replace(params={**state.params, "encoder": encoder}, extra=statistics)
 
     def apply(params, statistics, image, train):

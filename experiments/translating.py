@@ -1,6 +1,5 @@
 """What the experiments of translation share: their data, and how a trained network translates."""
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxhist import UserError, decode, devices, evaluate, losses, packed, tell
+from jaxhist import UserError, decode, devices, evaluate, losses, packed, tell, typed
 from jaxhist.algorithm import Batch, State
 from jaxhist.data import text, translation
 from jaxhist.data.translation import Parallel
@@ -161,7 +160,7 @@ def command(translator_of: Callable[[Any, Run], Translator]) -> Callable:
         """
         if beams < 1:
             raise UserError(f"{beams} beams are too few")
-        lines = list(sentences) or _typed()
+        lines = list(sentences) or typed()
         if not (written := [line for line in lines if line]):
             raise UserError("there is nothing to translate: all lines are empty, or there is none")
         translator = translator_of(config, run)
@@ -171,17 +170,3 @@ def command(translator_of: Callable[[Any, Run], Translator]) -> Callable:
             tell(next(translations) if line else "")
 
     return translate
-
-
-def _typed() -> list[str]:
-    """The lines of standard input, each without the blanks around it."""
-    lines = []
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        try:
-            lines.append(line.decode().strip())
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"line {number} of standard input is not UTF-8 ({error.reason} at byte "
-                f"{error.start}); convert it"
-            ) from error
-    return lines

@@ -46,6 +46,24 @@ def tell(text: str):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def typed() -> list[str]:
+    """The lines of standard input, each without the blanks around it.
+
+    Raises:
+      UserError: one is not UTF-8.
+    """
+    lines = []
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            lines.append(line.decode().strip())
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"line {number} of standard input is not UTF-8 ({error.reason} at byte "
+                f"{error.start}); convert it"
+            ) from error
+    return lines
+
+
 @contextlib.contextmanager
 def quiet(package: str) -> Iterator[None]:
     """Inside, nothing of what a package tells absl's logger is shown."""

@@ -19,7 +19,7 @@ def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any]
     Args:
       build: makes the other run's experiment from its configuration.
       config: `start` is the other run's directory, in the same one as this run's; {seed} in it
-        stands for this run's seed.
+        stands for this run's seed. Where it is empty, all stays as it was drawn.
       run: this one.
       part: state -> what is wanted of the other run's. No more is read.
       like: what it takes the place of, a pytree of arrays of the same shapes. It lies on the
@@ -29,6 +29,8 @@ def learned(build: Callable, config: Any, run: Run, part: Callable[[State], Any]
       UserError: there is no such run, it has another network, or it has no checkpoint.
       Diverged: what begins with a run that has diverged has done so too.
     """
+    if not config.start:
+        return like
     workdir = epath.Path(run.workdir).parent / config.start.replace("{seed}", str(run.seed))
     header, *lines = log.read(workdir)
     if lines and lines[-1]["phase"] == "diverged":

@@ -18,7 +18,7 @@ from jaxhist.train import Run
 
 H100 = chips.CHIPS["h100"]
 TINY = dataclasses.replace(
-    gpt.PRESETS["small"], data="letters", vocabulary=264, layers=2, width=32, heads=4, length=16
+    gpt.PRESETS["small"], data="letters", vocabulary=264, layers=2, width=32, heads=4, length=32
 )
 
 

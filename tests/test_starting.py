@@ -36,11 +36,9 @@ def build(config, run):
         return experiment.init(key).replace(params=jnp.zeros((config.inputs, 1)), extra=LARGE)
 
     def begin(state):
-        if not config.start:
-            return state
         part = lambda state: {"weights": state.params, "large": state.extra}
         found = starting.learned(build, config, run, part, part(state))
-        return state.replace(params=found["weights"], extra=found["large"] * 2)
+        return state.replace(params=found["weights"], extra=found["large"])
 
     return experiment._replace(init=init, begin=begin)
 
@@ -69,7 +67,7 @@ def test_it_begins_with_what_was_learned(first, mesh):
     """Which lies on the devices as what was drawn: of what is split, none has all."""
     state = beginning(first, mesh=mesh)
     np.testing.assert_array_equal(state.params, first[1].params)
-    np.testing.assert_array_equal(state.extra, 2 * LARGE)
+    np.testing.assert_array_equal(state.extra, LARGE)
     assert first[1].params.any()
     assert {part.data.size for part in state.extra.addressable_shards} == {LARGE.size // mesh.fsdp}
 
