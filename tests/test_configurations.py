@@ -5,7 +5,7 @@ Each integer field of every type of configuration alone at -1, 0 and 1, and `war
 """
 
 import functools
-import importlib
+import importlib.util
 import itertools
 import re
 import typing
@@ -52,13 +52,16 @@ OTHERS = [
     of_photographs(gan, "dcgan", photographs=8, widths=(8, 4), samples=20),
     of_photographs(simclr, "paper-linear", depth=18, start=""),
 ]
+EMULATES = pytest.mark.skipif(
+    importlib.util.find_spec("ale_py") is None, reason="the games of ale-py are not installed"
+)
 DATA = {name: needs(name) for name in ("sst_binary", "imagenet_sample")}
 
 
 def every():
     for name, module, config in EXPERIMENTS + OTHERS:
         config, seen = replace(config, steps=2, evaluate_every=2), set()
-        marks = [PLAYS] if module is dqn else [DATA[d] for d in DATA if d in name]
+        marks = [PLAYS, EMULATES] if module is dqn else [DATA[d] for d in DATA if d in name]
         for changes in ({}, *changed(config)):
             after = replace(config, **changes)
             if after not in seen:
