@@ -29,10 +29,10 @@ def made(config=TINY, axes=devices.WHOLE, chip=H100, count=8):
 def test_the_state_on_each_chip():
     """Parameters of 4 bytes, two moments of each, and the step of two counters."""
     whole = made()
-    model = 12 * 32**2 * 2 + 2 * (9 * 32 + 4 * 32) + 264 * 32 + 16 * 32 + 2 * 32
+    model = 12 * 32**2 * 2 + 2 * (9 * 32 + 4 * 32) + 264 * 32 + 32 * 32 + 2 * 32
     assert whole.memory["params"] == 4 * model
     assert whole.memory["opt_state"] == 2 * 4 * model + 4 * 2
-    assert whole.memory["batch"] == 32 * 17 * 4 // 8
+    assert whole.memory["batch"] == 32 * 33 * 4 // 8
     assert whole.needed == sum(whole.memory.values()) and not whole.refused
     split = made(axes=Axes(fsdp=8))
     assert whole.memory["params"] / 8 <= split.memory["params"] < whole.memory["params"] / 4
