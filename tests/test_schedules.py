@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import needs
+from conftest import PLAYS, needs
 
 from experiments import gpt, gpt_tuning, simclr, transformer
 from jaxhist.data import prepared
@@ -40,7 +40,12 @@ def rates(monkeypatch):
     return rates
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+GAMES = {"dqn": PLAYS}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=GAMES.get(name, ())) for name in SCRIPTS]
+)
 def test_no_rate_is_below_zero_or_above_its_peak(name, rates, monkeypatch):
     """From the first step to ten times as many as there are."""
     script = importlib.import_module(f"experiments.{name}")
