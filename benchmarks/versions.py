@@ -147,7 +147,7 @@ def _begin_with(one: Measured, every: dict[str, Measured], here: Path) -> None:
 
 
 def _figures(experiment: Experiment, here: Path, how: str) -> dict[str, np.ndarray]:
-    """Every array that the programs give, by a name; nudged, how far the gradients are off."""
+    """Every array that the programs give, by a name; nudged, how far these parts are off."""
     mesh, key = devices.mesh(1), keys(0)
     with jax.set_mesh(mesh):
         layout = devices.layout(mesh, jax.eval_shape(experiment.init, key.init))
@@ -177,14 +177,15 @@ def _figures(experiment: Experiment, here: Path, how: str) -> dict[str, np.ndarr
             state, batch = _filled(state, saved, "init"), _filled(batch, saved, "batch")
         if how == "nudged":
             with np.load(here / "unfused.npz") as unfused:
-                names = [name for name in unfused.files if _part(name) == "gradients"]
-                wanted = {name: unfused[name] for name in names}
-            off = []
+                wanted = {name: unfused[name] for name in unfused.files if _part(name) in NUDGED}
+            off = np.zeros((NUDGES, len(NUDGED)))
             for seed in range(NUDGES):
                 state = _filled(state, saved, "init")
                 _, found = stepped(state.replace(params=_nudged(state.params, seed)))
-                off.append(max(_apart(found[name], wanted[name]) for name in names))
-            return {"gradients": np.array(off)}
+                for name in wanted:
+                    part = list(NUDGED).index(_part(name))
+                    off[seed, part] = max(off[seed, part], _apart(found[name], wanted[name]))
+            return dict(zip(NUDGED, off.T, strict=True))
         if how == "unfused":
             after, found = stepped(state)
             figures |= found
@@ -243,7 +244,7 @@ PARTS = {
     "evaluation": r"evaluate",
     "test": r"test",
 }
-NUDGED = "gradients, nudged"
+NUDGED = {"metrics": "metrics, nudged", "gradients": "gradients, nudged"}
 NUDGES = 10
 
 
@@ -265,8 +266,9 @@ def compare(folder: tyro.conf.Positional[Path]) -> None:
     for one in measured():
         here = folder / re.sub(r"[^\w-]", "_", one.name)
         if (here / "nudged.npz").exists():
-            most = float(np.load(here / "nudged.npz")["gradients"].max())
-            differences[one.name] = _differences(here) | {NUDGED: most}
+            nudged = np.load(here / "nudged.npz")
+            most = {column: float(nudged[part].max()) for part, column in NUDGED.items()}
+            differences[one.name] = _differences(here) | most
         elif (here / "unfused.npz").exists() and not _moved(here):
             differences[one.name] = _differences(here)
         missing += one.name not in differences
@@ -275,7 +277,7 @@ def compare(folder: tyro.conf.Positional[Path]) -> None:
     for name, found in differences.items():
         file, *claim = re.split(r"-(?=[A-Z])", name, maxsplit=1)
         kinds.setdefault(f"{file}, claims" if claim else file, []).append(found)
-    columns = [*PARTS, NUDGED]
+    columns = [*PARTS, *NUDGED.values()]
     tell(f"| | programs | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for kind, found in kinds.items():
         most = [max((each[part] for each in found if part in each), default=-1) for part in columns]
