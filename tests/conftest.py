@@ -35,6 +35,10 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_backend_extra_options={QUICKLY}")
 # and commands: this process has imported numpy.)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# On some processors jaxlib 0.10.1 says of every program that it finds in the directory that it may
+# not run there, for want of features that are no instructions (`prefer-no-gather`).
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 # Not on other devices that may be here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
