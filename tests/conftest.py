@@ -37,7 +37,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # On some processors jaxlib 0.10.1 says of every program that it finds in the directory that it may
 # not run there, for want of features that are no instructions (`prefer-no-gather`).
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # JAX has set it already
 
 # Not on other devices that may be here.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
