@@ -178,14 +178,14 @@ def _figures(experiment: Experiment, here: Path, how: str) -> dict[str, np.ndarr
         if how == "nudged":
             with np.load(here / "unfused.npz") as unfused:
                 wanted = {name: unfused[name] for name in unfused.files if _part(name) in NUDGED}
-            off = np.zeros((NUDGES, len(NUDGED)))
+            off = {part: np.zeros(NUDGES) for part in NUDGED}
             for seed in range(NUDGES):
                 state = _filled(state, saved, "init")
                 _, found = stepped(state.replace(params=_nudged(state.params, seed)))
                 for name in wanted:
-                    part = list(NUDGED).index(_part(name))
-                    off[seed, part] = max(off[seed, part], _apart(found[name], wanted[name]))
-            return dict(zip(NUDGED, off.T, strict=True))
+                    of_part = off[_part(name)]
+                    of_part[seed] = max(of_part[seed], _apart(found[name], wanted[name]))
+            return off
         if how == "unfused":
             after, found = stepped(state)
             figures |= found

@@ -74,7 +74,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the finished checkpoints, whole or damaged, newest first."""
-        return finished(self.folder.parent)
+        names = (path.name for path in self.folder.iterdir()) if self.folder.exists() else ()
+        return sorted(
+            (int(x) for x in names if x.isdigit() and (self.folder / x / SUMS).exists()),
+            reverse=True,
+        )
 
     def save(self, step: int, state: State, progress: Progress):
         """Copy the state off the devices, and write it in the background.
@@ -312,14 +316,6 @@ def _plain(folder: epath.Path) -> Iterator[epath.Path]:
     with tempfile.TemporaryDirectory(prefix="jaxhist-") as links:
         os.symlink(folder.parent, f"{links}/run")
         yield epath.Path(links) / "run" / folder.name
-
-
-def finished(workdir: epath.PathLike) -> list[int]:
-    """The steps of a run's finished checkpoints, whole or damaged, newest first."""
-    folder = epath.Path(workdir) / "checkpoints"
-    names = (path.name for path in folder.iterdir()) if folder.exists() else ()
-    steps = [int(name) for name in names if name.isdigit() and (folder / name / SUMS).exists()]
-    return sorted(steps, reverse=True)
 
 
 def tested(workdir: epath.PathLike, like: State) -> State:

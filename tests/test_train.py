@@ -131,6 +131,21 @@ def test_metrics_are_fetched_one_interval_late(run, monkeypatch):
     assert fetched == [8, 12, 16, 20, 20]
 
 
+def starts(run):
+    """The steps that it began with."""
+    return [start["step"] for start in log.read(run.workdir)[0]["starts"]]
+
+
+def assert_same(run, other):
+    """All lines, and the last state, to the bit."""
+    assert without_speed(run) == without_speed(other)
+    a, b = (Checkpoints(each.workdir) for each in (run, other))
+    layout = jax.eval_shape(tiny().init, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, a.restore(20, layout), b.restore(20, layout))
+    a.close()
+    b.close()
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path):
     run_tiny(run)
     stopped = dataclasses.replace(run, workdir=str(tmp_path / "stopped"))
@@ -139,13 +154,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(run, tmp_path):
         with pytest.raises(Interrupted):
             run_tiny(stopped, lambda asked=asked: next(asked))
     run_tiny(stopped)
-    assert without_speed(stopped) == without_speed(run)
-    assert [start["step"] for start in log.read(stopped.workdir)[0]["starts"]] == [0, 7, 13, 14]
-    a, b = (Checkpoints(r.workdir) for r in (run, stopped))
-    layout = jax.eval_shape(tiny().init, jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, a.restore(20, layout), b.restore(20, layout))
-    a.close()
-    b.close()
+    assert_same(stopped, run)
+    assert starts(stopped) == [0, 7, 13, 14]
 
 
 def test_a_stop_in_an_evaluation_puts_it_off(run, tmp_path):
@@ -166,14 +176,8 @@ def test_a_stop_in_an_evaluation_puts_it_off(run, tmp_path):
         with pytest.raises(Interrupted):
             run_tiny(stopped, lambda passed=passed: len(batches) == passed, **phases)
     run_tiny(stopped, **phases)
-    assert without_speed(stopped) == without_speed(run)
-    starts = [start["step"] for start in log.read(stopped.workdir)[0]["starts"]]
-    assert starts == [0, 10, 10, 20, 20, 20]
-    a, b = (Checkpoints(r.workdir) for r in (run, stopped))
-    layout = jax.eval_shape(tiny().init, jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, a.restore(20, layout), b.restore(20, layout))
-    a.close()
-    b.close()
+    assert_same(stopped, run)
+    assert starts(stopped) == [0, 10, 10, 20, 20, 20]
 
 
 def test_a_run_that_has_ended_reads_no_data_and_compiles_nothing(run, capsys):
